@@ -26,6 +26,7 @@ from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.guard import Guard
 from service.retrieval.retriever import Retriever
 from service.runtime.background_tasks import Background
 from service.runtime.bounded_executor import BoundedExecutor
@@ -33,7 +34,7 @@ from service.runtime.worker_board import WorkerBoard
 from service.settings.groups import ObservabilitySettings
 from service.settings.load import Settings
 from service.settings.retrieval_settings import parse_milvus_url
-from service.stores.circuit_breaker import CircuitBreaker
+from service.stores.circuit_breaker import CircuitBreaker, WorstState
 from service.stores.deployment.cluster_histories import ClusterHistories
 from service.stores.event_export.redis_event_export import RedisEventExport
 from service.stores.outcomes.redis_outcomes import RedisOutcomes
@@ -141,19 +142,34 @@ def open_retriever(settings: Settings, metrics: Metrics | None = None) -> Retrie
     if chosen.kind == "faiss":
         return FAISS
     from service.retrieval.milvus.client import MilvusAddress
-    from service.retrieval.milvus.opening import open_milvus
+    from service.retrieval.milvus.opening import VectorFetching, open_milvus
 
-    on_change, observe = None, None
-    if metrics is not None:
-        on_change, observe = metrics.retrieval.breaker_state, metrics.retrieval.called
-    breaker = CircuitBreaker(
-        patience_s=_RETRIEVER_PATIENCE * chosen.timeout_s,
-        first_pause_s=_RETRIEVER_PAUSE_S,
-        longest_pause_s=_LONGEST_RETRIEVER_PAUSE_S,
-        on_change=on_change,
-    )
+    watched = None if metrics is None else metrics.retrieval
+    count: Callable[[int, int], None] = _count_nothing
+    worst = WorstState(None if watched is None else watched.breaker_state)
+
+    def breaker(name: str) -> CircuitBreaker:
+        return CircuitBreaker(
+            patience_s=_RETRIEVER_PATIENCE * chosen.timeout_s,
+            first_pause_s=_RETRIEVER_PAUSE_S,
+            longest_pause_s=_LONGEST_RETRIEVER_PAUSE_S,
+            on_change=worst.of(name),
+        )
+
+    if watched is None:
+        searches, fetches = Guard(breaker("search")), Guard(breaker("fetch"))
+    else:
+        searches, fetches = Guard(breaker("search"), watched.called), Guard(breaker("fetch"), watched.fetched)
+        count = watched.vectors
+    fetching = None
+    if chosen.retriever_cache_mb:
+        fetching = VectorFetching(fetches, chosen.retriever_cache_mb, count)
     address = MilvusAddress(*parse_milvus_url(chosen.retriever), chosen.token)
-    return open_milvus(address, chosen.timeout_s, breaker, observe or (lambda *_: None))
+    return open_milvus(address, chosen.timeout_s, searches, fetching)
+
+
+def _count_nothing(_cached: int, _fetched: int) -> None:
+    """Count no vectors."""
 
 
 def open_online_recall(

@@ -44,7 +44,7 @@ from index.search.brute_force import check_queries
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.popularity import PopularityRanking
 from index.search.row_mask import RowMask
-from index.search.scoring import FoundVectors, ScoredRows, gather, slot_scores
+from index.search.scoring import FoundVectors, ReadVectors, ScoredRows, gather, slot_scores
 from index.search.searcher import Searcher
 
 _MAPPED = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, MISSING_FILE, FAISS_FILE, THUMBNAILS_FILE)
@@ -125,7 +125,7 @@ class Bundle:
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
             verify: ``stamp`` or ``full``, see `index.bundle.integrity`; ``full`` also checks vectors and lists.
-            ahead: read items, vectors and index ahead; False where another store is searched.
+            ahead: read items, vectors and index ahead; False where another store is searched: single rows are read.
 
         Raises:
             BundleNotFound: the directory does not exist.
@@ -143,7 +143,7 @@ class Bundle:
         listed = () if manifest.lists is None else manifest.lists.files
         files = MappedFiles(path / name for name in (*_MAPPED, *listed) if name in manifest.files)
         items = read_items(path / ITEMS_FILE, manifest)
-        vectors = map_vectors(path / VECTORS_FILE, manifest)
+        vectors = map_vectors(path / VECTORS_FILE, manifest, ahead=ahead)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
         missing = read_missing(path / MISSING_FILE, manifest, indexed)
         queries = read_evaluation_queries(path / EVALUATION_QUERIES_FILE, manifest)
@@ -182,11 +182,12 @@ class Bundle:
         self._check_rows(rows, lowest=0)
         return imputed(self.missing[rows], self.layout, self._vectors[rows])
 
-    def encode(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def encode(self, histories: Sequence[NDArray[np.int64]], read: ReadVectors | None = None) -> NDArray[np.float32]:
         """Encode histories as queries.
 
         Args:
             histories: B arrays (l,) of int64 rows, oldest first, l ≥ 1; only the newest ``max_history`` rows are used.
+            read: returns the vectors of these rows; None: the stored ones are read.
 
         Returns:
             (B, Σd) float32 queries, finite, not normalised, all slot weights 1.
@@ -197,7 +198,7 @@ class Bundle:
         """
         newest = [history[-self.max_history :] for history in histories]
         rows = np.concatenate(newest) if newest else np.zeros(0, dtype=np.int64)
-        vectors = self.vectors(rows)  # of all histories at once: most of the cost is that of a call
+        vectors = (read or self.vectors)(rows)  # of all histories at once: most of the cost is that of a call
         ends = itertools.accumulate(map(len, newest))
         return self._encoder.encode([vectors[end - len(own) : end] for own, end in zip(newest, ends, strict=True)])
 
@@ -219,8 +220,7 @@ class Bundle:
     def check_content(self) -> None:
         """Check every stored vector and every entry of the lists.
 
-        A vector must be finite, and zero exactly where :attr:`missing` records it; see
-        :meth:`index.lists.item_lists.ItemList.check` for the lists.
+        A vector must be finite, and zero exactly where :attr:`missing` records it; for lists see `ItemList.check`.
 
         Raises:
             BundleInvalid: a vector or an entry breaks a rule; the message names its row.

@@ -38,13 +38,13 @@ def read_items(path: Path, manifest: Manifest) -> ItemsFile:
     return items
 
 
-def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
-    """The stored vectors, (n, Σd) float16 or float32, mapped read-only.
+def map_vectors(path: Path, manifest: Manifest, *, ahead: bool = True) -> NDArray[np.floating]:
+    """The stored vectors, (n, Σd) float16 or float32, mapped read-only; ``ahead`` as of `map_array`.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
-    return map_array(path, manifest.dtype, (manifest.items, manifest.layout.dim))
+    return map_array(path, manifest.dtype, (manifest.items, manifest.layout.dim), ahead=ahead)
 
 
 def check_vectors(path: Path, manifest: Manifest, vectors: NDArray[np.floating], missing: NDArray[np.uint8]) -> None:

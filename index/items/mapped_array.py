@@ -51,20 +51,24 @@ def _remedy(error: Exception) -> str:
     return "build the bundle again"
 
 
-def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def map_array(path: Path, dtype: str, shape: tuple[int, ...], *, ahead: bool = True) -> NDArray[Any]:
     """Map an npy file read-only.
 
     Args:
         path: the file, written by ``np.save`` from a C-contiguous array.
         dtype: name of the expected dtype.
         shape: the expected shape.
+        ahead: let the system read pages around one that is not in memory; False: for rows that are read at random.
 
     Raises:
         BundleInvalid: the file cannot be read, or has another dtype or shape.
     """
     try:
         with path.open("rb") as file:
-            array = view_array(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if not ahead:
+                mapping.madvise(mmap.MADV_RANDOM)
+            array = view_array(mapping)
     except (OSError, ValueError, ItemTableError) as error:
         raise BundleInvalid(f"{path}: not a readable array ({error}); {_remedy(error)}") from error
     if array.dtype != dtype or array.shape != shape:

@@ -7,6 +7,7 @@ vectors are read (:mod:`index.lists.list_entries`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from index.items.slots import SlotLayout
 from index.lists.list_entries import ListedItems
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
-from index.search.scoring import best_of, gather, slot_scores
+from index.search.scoring import ReadVectors, best_of, gather, slot_scores
 
 _STRONGEST = 2  # times k items of the lists are scored first; seldom can another be among the best k
 _STRONGEST_OF_FEW = 4  # in a batch of fewer than _FEW queries, where a second look at the lists costs more than scores
@@ -46,6 +47,7 @@ class ListSearch:
         found: _Scored,
         k: int,
         findable: NDArray[np.bool_] | None,
+        read: ReadVectors | None = None,
     ) -> _Scored:
         """The best k rows by slots and lists.
 
@@ -56,6 +58,8 @@ class ListSearch:
                 padded with −inf, as :func:`index.search.scoring.rescore` returns them.
             k: at least 1.
             findable: (n,) bool rows that may be returned; None: all.
+            read: returns the vectors of listed items; called at most twice, with rows padded with −1, whose vectors
+                may be any. None: the stored ones are read.
 
         Returns:
             (B, k) rows and scores, as of :func:`index.search.scoring.rescore`.
@@ -72,12 +76,13 @@ class ListSearch:
         line = np.arange(len(rows))[:, None]
         chosen[line, rows & (entries.buckets - 1)] = True
         listed, scores = self._add(entries.items_in(chosen), rows, scores)
-        best = self._joined(queries, listed, (rows, scores), lowest, k, findable)
+        read = read or partial(gather, self._vectors)
+        best = self._joined(queries, listed, (rows, scores), lowest, k, findable, read)
         bound = _kth(best[1], k)
         least = bound.astype(np.float64) - lowest - _ROUNDING * (np.abs(bound) + np.abs(lowest))
         rest = (entries.sums >= least[:, None]) & ~chosen
         if rest.any():
-            best = self._joined(queries, entries.items_in(rest), best, lowest, k, findable)
+            best = self._joined(queries, entries.items_in(rest), best, lowest, k, findable, read)
         return best_of(*best, k)
 
     def _add(
@@ -101,6 +106,7 @@ class ListSearch:
         lowest: NDArray[np.float32],
         k: int,
         findable: NDArray[np.bool_] | None,
+        read: ReadVectors,
     ) -> _Scored:
         """Rows and whole scores, (B, c), with those of the listed items added that may be among the best k.
 
@@ -111,6 +117,7 @@ class ListSearch:
             lowest: (B,) float32, at least the score by slots of any listed item.
             k: at least 1.
             findable: (n,) bool rows that may be returned; None: all.
+            read: returns the vectors of rows.
         """
         bound = _kth(best[1], k)
         reach = (lowest[listed.numbers] + listed.parts >= bound[listed.numbers]) & (listed.parts > 0)
@@ -120,7 +127,7 @@ class ListSearch:
         if not len(listed.keys):
             return best
         rows, scores = _padded(listed, len(queries))
-        scores += slot_scores(queries, gather(self._vectors, rows), self._layout).sum(axis=2)
+        scores += slot_scores(queries, read(rows), self._layout).sum(axis=2)
         return np.concatenate((best[0], rows), axis=1), np.concatenate((best[1], scores), axis=1)
 
 

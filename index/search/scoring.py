@@ -4,6 +4,7 @@ See docs/method.md, "From VLM vectors to an online encoder", point 4. Every row 
 from its stored vector, so a score depends neither on the kind of index nor on k.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from index.items.slots import SlotLayout
 from index.search.float16 import to_float32
 
+ReadVectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""Returns stored vectors, (*rows.shape, Σd) float32, of int64 rows of any shape, none of them negative."""
+
 
 class FoundVectors:
-    """Stored vectors of some rows, which came with the result of a search in another store; immutable.
+    """Stored vectors of some rows, which another store gave with the result of a search or by row; immutable.
 
     Args:
         rows: (r,) int64 in any order, different.
@@ -26,9 +30,19 @@ class FoundVectors:
         order = np.argsort(rows)
         self._rows, self._vectors = rows[order], vectors[order]
 
-    def of(
-        self, rows: NDArray[np.int64], others: Callable[[NDArray[np.int64]], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
+    def joined_with(self, other: "FoundVectors | None") -> "FoundVectors":
+        """These vectors and those of another, which may have the same rows."""
+        if other is None:
+            return self
+        rows = np.concatenate((self._rows, other._rows))  # noqa: SLF001 - of this class
+        different, first = np.unique(rows, return_index=True)
+        return FoundVectors(different, np.concatenate((self._vectors, other._vectors))[first])  # noqa: SLF001
+
+    def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows, (r,) int64, these are the vectors of, (r,) bool."""
+        return np.isin(rows, self._rows)
+
+    def of(self, rows: NDArray[np.int64], others: ReadVectors) -> NDArray[np.float32]:
         """Vectors of rows.
 
         Args:
@@ -65,6 +79,12 @@ class ScoredRows:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     vectors: FoundVectors | None = None
+
+
+def joined(*parts: FoundVectors | None) -> FoundVectors | None:
+    """The vectors of all parts; None if no part has any."""
+    real = [part for part in parts if part is not None]
+    return functools.reduce(FoundVectors.joined_with, real) if real else None
 
 
 def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from index.search.query_plan import (
     plan,
 )
 from index.search.row_mask import RowMask
-from index.search.scoring import rescore
+from index.search.scoring import ReadVectors, rescore
 from index.search.vector_index import VectorIndex
 
 
@@ -135,6 +135,7 @@ class Searcher:
         k: int,
         allowed: RowMask | None,
         histories: Sequence[ListQuery | None] | None,
+        read: ReadVectors | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The last step of :meth:`search`, for rows that another store found by slots.
 
@@ -145,6 +146,8 @@ class Searcher:
             k: at least 1.
             allowed: as of :meth:`search`.
             histories: as of :meth:`search`.
+            read: returns the vectors of listed items; called at most twice, with rows padded with −1, whose vectors
+                may be any. None: the stored ones are read.
 
         Returns:
             (B, k) rows and scores, as of :meth:`search`.
@@ -153,7 +156,7 @@ class Searcher:
             SearchError: a row of a history lies outside the catalogue, or the histories are not B.
         """
         listed = self._listed(histories, queries.shape[0])
-        rows, scores = self._joined(queries, listed, found, k, self._row_mask(allowed))
+        rows, scores = self._joined(queries, listed, found, k, self._row_mask(allowed), read)
         return rows[:, :k], scores[:, :k]
 
     def lists_add(self, histories: Sequence[ListQuery | None] | None) -> bool:
@@ -190,13 +193,14 @@ class Searcher:
         found: tuple[NDArray[np.int64], NDArray[np.float32]],
         k: int,
         allowed: RowMask | None,
+        read: ReadVectors | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best k of the rows that were found by slots and of those in lists."""
         if histories is None or self._lists is None:
             return found
         every = self._count == self._indexed.shape[0]
         findable = allowed.findable if allowed is not None else None if every else self._indexed
-        return self._lists.best(queries, histories, found, k, findable)
+        return self._lists.best(queries, histories, found, k, findable, read)
 
     def _plan(self, k: int, allowed: RowMask | None, effort: int) -> SearchStep:
         count, removed = (self._count, 0) if allowed is None else (allowed.count, allowed.removed)

@@ -228,7 +228,8 @@ def _answer(compared: ComparedBundle, history: History) -> TopItems | None:
     usable = seen[bundle.indexed[seen]]
     if not usable.size:
         return None
-    query, lists = bundle.encode([usable]), [ListQuery(usable)]
+    held, lists = compared.retriever.vectors(bundle, usable), [ListQuery(usable)]
+    query = bundle.encode([usable], None if held is None else partial(held.of, others=bundle.vectors))
     length, allowed = SHADOW_K + np.unique(seen).size, compared.available
     found = compared.retriever.search(bundle, query, length, allowed=allowed, histories=lists)
     kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)

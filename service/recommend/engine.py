@@ -6,6 +6,7 @@ searching take less time than a hop to another thread. `service.recommend.batchi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
-from index.search.scoring import FoundVectors
+from index.search.scoring import FoundVectors, ReadVectors
 from service.request_trace import Stopwatch
 from service.retrieval.faiss_retriever import FAISS
 from service.retrieval.retriever import Retriever
@@ -28,19 +29,22 @@ class SearchJob:
 
     Attributes:
         history: (h,) int64 rows for the encoder, oldest first; None: nothing is encoded.
-        query: turns the encoder's output (Σd,) float32, zeros if nothing is encoded, into the query (Σd,) float32.
+        query: turns the encoder's output (Σd,) float32, zeros if nothing is encoded, into the query (Σd,) float32; its
+            second argument returns stored vectors of ``rows``.
         k: how many items are wanted.
         allowed: rows that may be found; None: all.
         watch: records the stages ``encode`` and ``search``.
         lists: the history whose item-to-item lists add to the scores; None: no list does.
+        rows: (r,) int64 rows of the history, whose vectors shape the query or the answer; None: no vector does.
     """
 
     history: NDArray[np.int64] | None
-    query: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    query: Callable[[NDArray[np.float32], ReadVectors], NDArray[np.float32]]
     k: int
     allowed: RowMask | None
     watch: Stopwatch
     lists: ListQuery | None = None
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +55,7 @@ class SearchResult:
         query: (Σd,) float32, slot weights multiplied in.
         rows: (≤ k,) int64, best first.
         scores: (≤ k,) float32, never increasing.
-        vectors: those that came with the rows; None: the bundle has them.
+        vectors: those that came with the rows, and of the rows of the job; None: the bundle has them.
     """
 
     query: NDArray[np.float32]
@@ -106,8 +110,10 @@ def run_searches(bundle: Bundle, jobs: Sequence[SearchJob], retriever: Retriever
         EncoderError: the encoder fails; it does not say on which history.
         RetrieverUnavailable: another store is searched and does not answer.
     """
-    encoded = _encode(bundle, jobs)
-    queries = np.stack([job.query(vector) for job, vector in zip(jobs, encoded, strict=True)])
+    held = _held(bundle, jobs, retriever) if retriever.waits else None
+    read = bundle.vectors if held is None else partial(held.of, others=bundle.vectors)
+    encoded = _encode(bundle, jobs, read)
+    queries = np.stack([job.query(vector, read) for job, vector in zip(jobs, encoded, strict=True)])
     for job in jobs:
         job.watch.lap("encode")
     found: list[SearchResult | None] = [None] * len(jobs)
@@ -120,23 +126,30 @@ def run_searches(bundle: Bundle, jobs: Sequence[SearchJob], retriever: Retriever
             allowed=jobs[members[0]].allowed,
             histories=[jobs[member].lists for member in members],
         )
+        vectors = hits.vectors if held is None else held.joined_with(hits.vectors)
         real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
         for number, member in enumerate(members):
             count = min(jobs[member].k, real[number])
             rows, scores = hits.rows[number, :count], hits.scores[number, :count]
-            found[member] = SearchResult(queries[member], rows, scores, hits.vectors)
+            found[member] = SearchResult(queries[member], rows, scores, vectors)
             jobs[member].watch.lap("search")
     return [result for result in found if result is not None]
 
 
-def _encode(bundle: Bundle, jobs: Sequence[SearchJob]) -> NDArray[np.float32]:
+def _held(bundle: Bundle, jobs: Sequence[SearchJob], retriever: Retriever) -> FoundVectors | None:
+    """The vectors of the histories of all jobs, in one call of another store; None: the bundle has them."""
+    wanted = [rows for job in jobs for rows in (job.history, job.rows) if rows is not None]
+    return retriever.vectors(bundle, np.concatenate(wanted)) if wanted else None
+
+
+def _encode(bundle: Bundle, jobs: Sequence[SearchJob], read: ReadVectors) -> NDArray[np.float32]:
     """(B, Σd) float32; zeros where nothing is to be encoded."""
     histories = [job.history for job in jobs if job.history is not None]
     if len(histories) == len(jobs):
-        return bundle.encode(histories)
+        return bundle.encode(histories, read)
     encoded = np.zeros((len(jobs), bundle.layout.dim), dtype=np.float32)
     if histories:
-        encoded[[job.history is not None for job in jobs]] = bundle.encode(histories)
+        encoded[[job.history is not None for job in jobs]] = bundle.encode(histories, read)
     return encoded
 
 

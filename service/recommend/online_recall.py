@@ -29,6 +29,7 @@ from index.bundle.bundle import Bundle
 from index.items.slots import BEHAVIOUR
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
+from index.search.scoring import joined
 from service.recommend.engine import Search
 from service.recommend.query import Query, Recommendations
 
@@ -188,9 +189,8 @@ class OnlineRecall:
     def _measure_slot_shares(self, sample: SampledAnswer) -> None:
         bundle = sample.bundle
         job, found = sample.searches[0]
-        parts = np.maximum(
-            bundle.contributions(found.query[None], sample.rows[None], [job.lists], found.vectors)[0], 0.0
-        )
+        vectors = joined(*(result.vectors for _, result in sample.searches))
+        parts = np.maximum(bundle.contributions(found.query[None], sample.rows[None], [job.lists], vectors)[0], 0.0)
         totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
         of_items = parts / np.where(totals > 0, totals, 1.0)
         names, whole = bundle.layout.names, of_items.mean(axis=0)

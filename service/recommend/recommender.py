@@ -200,7 +200,7 @@ class Recommender:
         for pool in resolved.pools[1:]:
             if found.rows.shape[0] < job.k:
                 break  # there are no more
-            job = replace(job, history=None, query=lambda _: first.query, k=pool + resolved.excluded_count)
+            job = replace(job, history=None, query=lambda *_: first.query, k=pool + resolved.excluded_count, rows=None)
             found = await self._engine.search(resolved.bundle, job)
             fresh = await self._fresh(resolved, job, found, pool)
             candidates = resolved.pooled(found, pool, candidates, None if fresh is None else fresh[1])

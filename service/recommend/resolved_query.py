@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
+from index.search.scoring import ReadVectors, joined
 from service.errors import RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import SearchJob, SearchResult
@@ -115,21 +116,23 @@ class ResolvedQuery:
 
         query = partial(self._vector, history is not None)
         lists = self._lists(strategy)
-        return SearchJob(history, query, self.pools[0] + self.excluded_count, self.allowed, watch, lists)
+        k = self.pools[0] + self.excluded_count
+        return SearchJob(history, query, k, self.allowed, watch, lists, self.history.rows)
 
-    def _vector(self, is_sequence: bool, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _vector(self, is_sequence: bool, encoded: NDArray[np.float32], read: ReadVectors) -> NDArray[np.float32]:
         """(Σd,) float32: the query vector.
 
         Args:
             is_sequence: whether the sequence was encoded.
             encoded: (Σd,) float32, the encoder's output.
+            read: returns the vectors of the history.
         """
         if not is_sequence:
-            vector = mean_query(self.bundle.vectors(self.history.rows), self.history.weights)
+            vector = mean_query(read(self.history.rows), self.history.weights)
         elif self.history.plain:
             vector = encoded
         else:
-            vector = sequence_query(encoded, self.bundle.vectors(self.history.rows), self.history.weights)
+            vector = sequence_query(encoded, read(self.history.rows), self.history.weights)
         return vector if self.slot_weights is None else vector * self.slot_weights
 
     def _lists(self, strategy: Strategy) -> ListQuery | None:
@@ -158,7 +161,7 @@ class ResolvedQuery:
         k = wanted + int(np.count_nonzero(new.mask[list(self.excluded)]))
         if self.query.diversity > 0:
             k = max(k, _SMALLEST_DIVERSE_SEARCH)
-        return replace(job, history=None, query=lambda _: found.query, k=k, allowed=new)
+        return replace(job, history=None, query=lambda *_: found.query, k=k, allowed=new, rows=None)
 
     def pooled(
         self,
@@ -177,6 +180,9 @@ class ResolvedQuery:
         """
         found, share = self._without_excluded(found), self.query.fresh_share
         fresh = None if fresh is None else self._without_excluded(fresh)
+        others = [other.vectors for other in (before, fresh) if other is not None]
+        if others:
+            found = replace(found, vectors=joined(found.vectors, *others))
         whole = by_position(self.bundle, found, fresh, share, pool)
         if share and self.query.diversity > 0:
             whole = in_score_order(whole, 0)
@@ -226,7 +232,7 @@ class ResolvedQuery:
         return parts
 
     def _vectors(self, found: SearchResult, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(k, Σd) vectors of answered rows: those that came with them, else those of the bundle."""
+        """(k, Σd) vectors of found rows or of the history: those that came with them, else those of the bundle."""
         return self.bundle.vectors(rows) if found.vectors is None else found.vectors.of(rows, self.bundle.vectors)
 
     def _explained(self, answer: Recommendations, found: SearchResult, lists: ListQuery | None) -> Recommendations:
@@ -275,7 +281,7 @@ class ResolvedQuery:
         newest_first = self.history.positive[::-1]
         if not newest_first.size:
             return None
-        similarity = self._vectors(found, rows) @ self.bundle.vectors(newest_first).T
+        similarity = self._vectors(found, rows) @ self._vectors(found, newest_first).T
         if self.bundle.list_scores is not None:
             similarity += self.bundle.list_scores.similarities(newest_first, rows).T
         nearest: NDArray[np.int64] = newest_first[np.argmax(similarity, axis=1)]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
-from index.search.scoring import ScoredRows
+from index.search.scoring import FoundVectors, ScoredRows
 
 
 class FaissRetriever:
@@ -31,6 +31,10 @@ class FaissRetriever:
     ) -> ScoredRows:
         """The best k items per query; see `Retriever.search`."""
         return bundle.search(queries, k, allowed=allowed, histories=histories)
+
+    def vectors(self, bundle: Bundle, rows: NDArray[np.int64]) -> FoundVectors | None:  # noqa: ARG002
+        """None: the bundle has them; see `Retriever.vectors`."""
+        return None
 
     def check(self, bundle_id: str) -> None:
         """Do nothing: a bundle that can be loaded can be searched."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
-from index.search.scoring import ScoredRows
+from index.search.scoring import FoundVectors, ScoredRows
 
 
 class Retriever(Protocol):
@@ -46,6 +46,21 @@ class Retriever(Protocol):
 
         Raises:
             SearchError: a shape, dtype or value breaks a rule.
+            RetrieverUnavailable: the other store does not answer, or answers nonsense.
+        """
+        ...
+
+    def vectors(self, bundle: Bundle, rows: NDArray[np.int64]) -> FoundVectors | None:
+        """Stored vectors of rows, where the store that is searched gives them; None: read those of the bundle.
+
+        Args:
+            bundle: whose rows they are.
+            rows: (r,) int64, 0 ≤ row < n, in any order, may repeat.
+
+        Returns:
+            The vectors of these rows, but for those that the bundle has not indexed.
+
+        Raises:
             RetrieverUnavailable: the other store does not answer, or answers nonsense.
         """
         ...

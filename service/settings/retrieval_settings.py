@@ -49,7 +49,14 @@ class RetrievalSettings(SettingsGroup):
         None, description="File that holds this token, for Docker and Kubernetes secrets; read once at startup."
     )
     retriever_timeout_ms: int = Field(
-        250, ge=1, le=60_000, description="Milliseconds that a search in Milvus may take before the answer degrades."
+        250, ge=1, le=60_000, description="Milliseconds that a call of Milvus may take before the answer degrades."
+    )
+    retriever_cache_mb: int = Field(
+        256,
+        ge=0,
+        le=1_048_576,
+        description="Most MB for the vectors of history items and list candidates that each worker keeps of each "
+        "bundle; others are fetched from Milvus. 0: they are read from the bundle's file.",
     )
 
     @model_validator(mode="before")

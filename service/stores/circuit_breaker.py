@@ -1,5 +1,6 @@
 """Decides from the outcome of recent calls whether another call is made; has no task and no socket."""
 
+import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, Literal
@@ -108,7 +109,7 @@ class CircuitBreaker:
 
 
 class WorstState:
-    """The worst state of several breakers.
+    """The worst state of several breakers, which may be used by different threads.
 
     Args:
         on_change: called with it whenever it changes.
@@ -118,16 +119,18 @@ class WorstState:
         self._on_change = on_change
         self._states: dict[str, BreakerState] = {}
         self._worst: BreakerState = "closed"
+        self._lock = threading.Lock()
 
     def of(self, name: str) -> Callable[[BreakerState], None]:
         """The `on_change` callback for the breaker of this name."""
 
         def changed(state: BreakerState) -> None:
-            self._states[name] = state
-            worst = max(self._states.values(), key=STATES.index)
-            if worst != self._worst:
-                self._worst = worst
-                if self._on_change is not None:
-                    self._on_change(worst)
+            with self._lock:
+                self._states[name] = state
+                worst = max(self._states.values(), key=STATES.index)
+                if worst != self._worst:
+                    self._worst = worst
+                    if self._on_change is not None:
+                        self._on_change(worst)
 
         return changed

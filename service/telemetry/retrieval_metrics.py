@@ -21,10 +21,25 @@ class RetrievalMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._errors = Counter("vlm2rec_retriever_errors", "Searches that Milvus did not answer.", registry=registry)
+        self._fetch_seconds = Histogram(
+            "vlm2rec_retriever_fetch_seconds",
+            "Seconds of fetches of vectors by row from Milvus until the answer, an error or the timeout.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "vlm2rec_retriever_errors", "Searches and fetches that Milvus did not answer.", registry=registry
+        )
+        vectors = Counter(
+            "vlm2rec_retriever_vectors",
+            "Vectors of history items and list candidates by where they came from.",
+            ["source"],
+            registry=registry,
+        )
+        self._cached, self._fetched = vectors.labels("cache"), vectors.labels("milvus")
         breaker = Gauge(
             "vlm2rec_retriever_breaker_state",
-            "1 for the state of the circuit breaker before Milvus.",
+            "1 for the state of the circuit breakers before Milvus, the worse one of searches and fetches.",
             ["state"],
             registry=registry,
         )
@@ -32,7 +47,7 @@ class RetrievalMetrics:
         self._breaker["closed"].set(1)
 
     def called(self, seconds: float, answered: bool) -> None:
-        """Count a call.
+        """Count a search.
 
         Args:
             seconds: until the answer or the error.
@@ -42,7 +57,18 @@ class RetrievalMetrics:
         if not answered:
             self._errors.inc()
 
+    def fetched(self, seconds: float, answered: bool) -> None:
+        """Count a fetch of vectors; the arguments are those of :meth:`called`."""
+        self._fetch_seconds.observe(seconds)
+        if not answered:
+            self._errors.inc()
+
+    def vectors(self, cached: int, fetched: int) -> None:
+        """Count vectors that were cached, and those that were fetched."""
+        self._cached.inc(cached)
+        self._fetched.inc(fetched)
+
     def breaker_state(self, state: BreakerState) -> None:
-        """Set the new state of the circuit breaker."""
+        """Set the worst state of the circuit breakers."""
         for known, gauge in self._breaker.items():
             gauge.set(known == state)

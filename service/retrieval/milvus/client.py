@@ -122,6 +122,20 @@ class MilvusClient:
         )
         return self._checked(partial(_found_rows, answer, queries, vectors))
 
+    def vectors(self, collection: str, rows: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+        """The stored vectors of rows, in one call.
+
+        Args:
+            collection: its name.
+            rows: (r,) int64, different, 1 … `MOST_ROWS` of them.
+            dim: Σd.
+
+        Returns:
+            (r, Σd) float32, in the order of the rows.
+        """
+        answer = self._call("get", collection_name=collection, ids=rows.tolist(), output_fields=[ROW, VECTOR])
+        return self._checked(partial(_vectors_of, answer, rows, dim))
+
     def has(self, collection: str) -> bool:
         """Whether there is a collection, or alias, of this name."""
         return bool(self._call("has_collection", collection_name=collection))
@@ -332,3 +346,17 @@ def _found_rows(answer: Any, queries: NDArray[np.float32], vectors: bool) -> lis
                 raise ValueError("must have a finite vector for each row")
         found.append(FoundRows(rows, matrix))
     return found
+
+
+def _vectors_of(answer: Any, rows: NDArray[np.int64], dim: int) -> NDArray[np.float32]:  # noqa: ANN401
+    """The vectors in the order of the rows; raises ValueError where the answer has not exactly those."""
+    there = np.array([hit[ROW] for hit in answer], dtype=np.int64)
+    order, places = np.argsort(there), np.argsort(rows)
+    if not np.array_equal(there[order], rows[places]):
+        raise ValueError(f"must have the vectors of {rows.size} rows, got {there.size}; push the bundle again")
+    found = np.array([hit[VECTOR] for hit in answer], dtype=np.float32)
+    if found.shape != (rows.size, dim) or not np.isfinite(found).all():
+        raise ValueError(f"must have finite vectors of {dim} numbers")
+    vectors = np.empty_like(found)
+    vectors[places] = found[order]
+    return vectors

@@ -25,8 +25,9 @@ from service.retrieval.milvus.client import MOST_ROWS, FoundRows, MilvusClient
 from service.retrieval.milvus.collection_record import CollectionRecord, collection_of
 from service.retrieval.milvus.expression import expression_of
 from service.retrieval.milvus.scalar_fields import kinds_of
+from service.retrieval.milvus.stored_vectors import StoredVectors
 
-_FEW_ROWS: Final = 256  # so few allowed rows are read from the bundle: exact, and no graph is good at them
+_FEW_ROWS: Final = 256  # so few allowed rows are all scored: exact, and no graph is good at them
 _WIDER: Final = 4  # times as many candidates where too few were allowed
 _MOST_RECORDS: Final = 8
 _MOST_BYTES: Final = 32 << 20  # of the vectors in one answer; without them the stored vectors of the bundle are read
@@ -40,6 +41,7 @@ class MilvusRetriever:
     Args:
         client: calls Milvus.
         guard: decides whether Milvus is called.
+        stored: reads vectors of histories and of listed items; None: they are read from the file of the bundle.
 
     Attributes:
         waits: True.
@@ -47,9 +49,10 @@ class MilvusRetriever:
 
     waits = True
 
-    def __init__(self, client: MilvusClient, guard: Guard) -> None:
+    def __init__(self, client: MilvusClient, guard: Guard, stored: StoredVectors | None = None) -> None:
         self._client = client
         self._guard = guard
+        self._stored = stored
         self._records: dict[str, CollectionRecord] = {}
 
     def close(self) -> None:
@@ -93,14 +96,27 @@ class MilvusRetriever:
             return ScoredRows(*_padded(checked.shape[0], k))
         kept = k + OVER_FETCH if bundle.searcher.lists_add(histories) else k
         found, vectors = self._found(bundle, checked, min(k, count), kept, allowed)
-        rows, scores = bundle.searcher.with_lists(checked, found, k, allowed, histories)
-        return ScoredRows(rows, scores, vectors)
+        if vectors is None or self._stored is None:
+            return ScoredRows(*bundle.searcher.with_lists(checked, found, k, allowed, histories), vectors)
+        listed = _ListedVectors(bundle, self._stored, vectors)
+        rows, scores = bundle.searcher.with_lists(checked, found, k, allowed, histories, listed.read)
+        return ScoredRows(rows, scores, listed.vectors)
+
+    def vectors(self, bundle: Bundle, rows: NDArray[np.int64]) -> FoundVectors | None:
+        """Stored vectors of rows; see `Retriever.vectors`."""
+        if self._stored is None:
+            return None
+        self._record_of(bundle)
+        return self._stored.of(bundle, rows)
 
     def _found(
         self, bundle: Bundle, queries: NDArray[np.float32], enough: int, kept: int, allowed: RowMask | None
     ) -> tuple[_Scored, FoundVectors | None]:
         """The best ``kept`` rows by slots, at least ``enough`` of them, and the vectors that came with them."""
         few = allowed is not None and allowed.count <= _FEW_ROWS
+        if few and allowed is not None and self._stored is not None:
+            vectors = self._stored.of(bundle, allowed.rows).of(allowed.rows, bundle.vectors)
+            return _rescored(bundle, queries, [FoundRows(allowed.rows, vectors)] * len(queries), kept)
         fetch = 0 if few else kept + OVER_FETCH
         while 0 < fetch <= MOST_ROWS:
             answers = [
@@ -109,7 +125,7 @@ class MilvusRetriever:
             if all(answer.rows.size >= enough for answer in answers):
                 return _rescored(bundle, queries, answers, kept)
             fetch = min(fetch * _WIDER, MOST_ROWS) if fetch < MOST_ROWS else 0
-        # Beside few rows seldom: thousands of hidden items that are nearer than the others, or a very large k.
+        # Few rows without a cache, or seldom: thousands of hidden items nearer than the others, or a very large k.
         return bundle.searcher.exact(queries, kept, allowed), None
 
     def _ask(
@@ -144,6 +160,32 @@ class MilvusRetriever:
         if len(self._records) >= _MOST_RECORDS:
             self._records = {}
         self._records[record.bundle] = record
+
+
+class _ListedVectors:
+    """Reads the vectors of listed items that a search by vectors did not find.
+
+    Args:
+        bundle: whose rows they are.
+        stored: reads vectors.
+        found: those that the search found.
+
+    Attributes:
+        vectors: those that were found and those that were read.
+    """
+
+    def __init__(self, bundle: Bundle, stored: StoredVectors, found: FoundVectors) -> None:
+        self._bundle = bundle
+        self._stored = stored
+        self.vectors = found
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of rows, padded with −1; see `index.search.searcher.Searcher.with_lists`."""
+        real = np.unique(rows[rows >= 0])
+        unknown = real[~self.vectors.has(real)]
+        if unknown.size:
+            self.vectors = self.vectors.joined_with(self._stored.of(self._bundle, unknown))
+        return self.vectors.of(np.where(rows >= 0, rows, real[0]), self._bundle.vectors)
 
 
 def _fits(record: CollectionRecord, bundle: Bundle) -> bool:

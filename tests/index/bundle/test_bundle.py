@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,30 @@ def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypa
     monkeypatch.setattr("index.bundle.bundle.read_ahead", calls.extend)
     Bundle.load(built, verify=verify)
     assert [path.relative_to(built).as_posix() for path in calls] == ahead
+
+
+def flags_of(name: str) -> list[set[str]]:
+    """Flags of the mappings of a file in this process; ``rr`` is that of random reads."""
+    flags: list[set[str]] = []
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            here = line.endswith(name)
+        elif here and line.startswith("VmFlags:"):
+            flags.append(set(line.split()[1:]))
+    return flags
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_pages_around_a_vector_are_read_only_where_vectors_are_searched(built: Path, ahead: bool) -> None:
+    vectors = str(built / "vectors.npy")
+    before = flags_of(vectors)
+    bundle = Bundle.load(built, ahead=ahead)
+    found = flags_of(vectors)
+    assert len(found) == len(before) + 1
+    assert sum("rr" in flags for flags in found) - sum("rr" in flags for flags in before) == int(not ahead)
+    assert all("rr" not in flags for flags in flags_of(str(built / "index.faiss")))
+    del bundle
 
 
 def test_an_invalid_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from index.items.slots import Slot, SlotLayout
-from index.search.scoring import FoundVectors, gather, rescore, slot_scores
+from index.search.scoring import FoundVectors, gather, joined, rescore, slot_scores
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 VECTORS = np.array([[1, 0, 0], [0, 1, 2], [0, 0, 0], [1, 0, 0]], np.float16)
@@ -53,3 +53,19 @@ def test_found_vectors_come_first_and_others_are_read() -> None:
     assert found.of(np.zeros(0, dtype=np.int64), others).shape == (0, 2)
     none = FoundVectors(np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.float32))
     assert none.of(np.array([3]), others).tolist() == [[3, 1]]
+
+
+def test_found_vectors_are_joined() -> None:
+    def vectors(*rows: int) -> FoundVectors:
+        return FoundVectors(np.array(rows), np.array([[row, 1] for row in rows], dtype=np.float32))
+
+    def others(rows: np.ndarray) -> np.ndarray:
+        raise AssertionError(rows)
+
+    whole = joined(None, vectors(7, 2), vectors(2, 9, 1), None, vectors(4))
+    assert whole is not None
+    assert whole.of(np.array([9, 7, 2, 1, 4]), others).tolist() == [[9, 1], [7, 1], [2, 1], [1, 1], [4, 1]]
+    assert whole.has(np.array([3, 9, 2])).tolist() == [False, True, True]
+    assert joined() is joined(None, None) is None
+    one = vectors(3)
+    assert one.joined_with(None) is joined(None, one) is one

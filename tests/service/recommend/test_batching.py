@@ -36,7 +36,7 @@ class Counted:
 
 
 def job(*history: int, k: int = 5) -> SearchJob:
-    return SearchJob(np.array(history, dtype=np.int64), lambda encoded: encoded, k, None, Trace("r"))
+    return SearchJob(np.array(history, dtype=np.int64), lambda encoded, _: encoded, k, None, Trace("r"))
 
 
 def histories(count: int) -> list[SearchJob]:
@@ -149,7 +149,7 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_one_that_fails_fails_alone(bundle: Bundle, threads: int) -> None:
-    def broken(_encoded: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise EncoderError("not finite")
 
     asked = histories(20)

@@ -102,7 +102,7 @@ def test_a_batch_does_not_change_how_deep_a_pool_is_searched(bundle: Bundle, mon
         return search(self, queries, k, **rest)
 
     monkeypatch.setattr(Bundle, "search", watched)
-    jobs = [SearchJob(np.array([3]), lambda encoded: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
+    jobs = [SearchJob(np.array([3]), lambda encoded, _: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
     found = run_searches(bundle, jobs)
     assert sorted(depths) == [[30, 2], [202, 2], [250, 1]]
     assert [one.rows.shape[0] for one in found] == [202, 250, 202, 21, 30]

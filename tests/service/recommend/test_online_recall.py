@@ -58,7 +58,7 @@ class Watched:
         kept = np.r_[0 : k - missed, k : k + missed]
         found = SearchResult(vector, best.rows[0][kept], best.scores[0][kept])
         answer = Recommendations(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
-        asked = SearchJob(None, lambda encoded: encoded, k, None, Trace("r"))
+        asked = SearchJob(None, lambda encoded, _: encoded, k, None, Trace("r"))
         self.sampler(self.bundle, Query(k=k, **query), [(asked, found)], answer)
         while self.sampler._task is not None:
             await asyncio.sleep(0.001)
@@ -201,7 +201,7 @@ def test_missed_new_items_lower_the_recall(small_table: ItemTable, small_encoder
         searches = []
         for k, allowed, kept in ((16, None, slice(0, 16)), (4, new, slice(0, 1))):  # three of four new ones are missed
             best = bundle.exact(vector, k, allowed=allowed)
-            job = SearchJob(None, lambda encoded: encoded, k, allowed, Trace("r"))
+            job = SearchJob(None, lambda encoded, _: encoded, k, allowed, Trace("r"))
             searches.append((job, SearchResult(vector[0], best.rows[0][kept], best.scores[0][kept])))
         rows = np.concatenate([found.rows for _, found in searches])
         watched.clock.now += 1.0

@@ -168,7 +168,7 @@ def test_diverse_pages_are_disjoint_and_explained(listed: Bundle) -> None:
 def jobs_of(bundle: Bundle, count: int) -> list[SearchJob]:
     rng = np.random.default_rng(1)
     histories = [np.flatnonzero(bundle.indexed)[rng.integers(0, 50, size=4)] for _ in range(count)]
-    return [SearchJob(rows, lambda encoded: encoded, 12, None, Trace("r"), ListQuery(rows)) for rows in histories]
+    return [SearchJob(rows, lambda encoded, _: encoded, 12, None, Trace("r"), ListQuery(rows)) for rows in histories]
 
 
 def test_a_batch_gives_the_same_scores_as_its_members_alone(listed: Bundle) -> None:

@@ -378,7 +378,7 @@ def test_a_batch_gives_what_each_search_gives_alone(bundle: Bundle) -> None:
     def job(history: list[int] | None, k: int, allowed: np.ndarray | None) -> SearchJob:
         rows = None if history is None else np.array(history, dtype=np.int64)
         vector = bundle.vectors(np.array([8]))[0]
-        return SearchJob(rows, lambda encoded: encoded if history else vector, k, allowed, Trace("r"))
+        return SearchJob(rows, lambda encoded, _: encoded if history else vector, k, allowed, Trace("r"))
 
     some = np.arange(60) % 2 == 0
     jobs = [

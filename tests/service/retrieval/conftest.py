@@ -14,6 +14,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.guard import Guard
 from service.retrieval.milvus.client import MilvusAddress, MilvusClient
 from service.retrieval.retriever import Retriever
 from service.stores.circuit_breaker import CircuitBreaker
@@ -84,22 +85,30 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     server.stop()
 
 
+@pytest.fixture(scope="package")
+def pushed(milvus: MilvusServer, many: Bundle, listed: Bundle) -> MilvusServer:
+    """The server with both bundles."""
+    from service.retrieval.milvus.push import PushOptions, push
+
+    for bundle in (many, listed):
+        client = MilvusClient(MilvusAddress(milvus.uri), TIMEOUT_S)
+        record = push(bundle, client, PushOptions()).record
+        client.keep_record(replace(record, ef=2 * ITEMS))  # at which the graph finds every row
+        client.close()
+    return milvus
+
+
 @pytest.fixture(scope="package", params=["faiss", "milvus"])
-def retriever(request: pytest.FixtureRequest, many: Bundle, listed: Bundle) -> Iterator[Retriever]:
+def retriever(request: pytest.FixtureRequest) -> Iterator[Retriever]:
     """Each retriever, with both bundles."""
     if request.param == "faiss":
         yield FAISS
         return
-    from service.retrieval.milvus.opening import open_milvus
-    from service.retrieval.milvus.push import PushOptions, push
+    from service.retrieval.milvus.opening import VectorFetching, open_milvus
 
-    address = MilvusAddress(request.getfixturevalue("milvus").uri)
-    for bundle in (many, listed):
-        client = MilvusClient(address, TIMEOUT_S)
-        pushed = push(bundle, client, PushOptions())
-        client.keep_record(replace(pushed.record, ef=2 * ITEMS))  # at which the graph finds every row
-        client.close()
-    opened = open_milvus(address, TIMEOUT_S, CircuitBreaker())
+    address = MilvusAddress(request.getfixturevalue("pushed").uri)
+    fetching = VectorFetching(Guard(CircuitBreaker()), cache_mb=1)
+    opened = open_milvus(address, TIMEOUT_S, Guard(CircuitBreaker()), fetching)
     yield opened
     opened.close()
 

@@ -7,7 +7,7 @@ import pytest
 
 from index.bundle.bundle import Bundle
 from service.bundles import refusals
-from service.errors import BundleRefused, SettingsError
+from service.errors import BundleRefused, RetrieverUnavailable, SettingsError
 from service.retrieval.milvus.client import MilvusClient
 from service.retrieval.milvus.collection_record import collection_of
 from service.retrieval.milvus.push import PushOptions, push
@@ -53,7 +53,11 @@ def test_answers_are_those_of_faiss(
             expected, found = ask(here, **other), ask(there, **other)
             assert found["items"] == expected["items"]
             assert (found["strategy"], found["degraded"]) == ("sequence", None)
-        assert metric(there, "vlm2rec_retriever_seconds_count") == 3  # few allowed rows are read from the bundle
+        assert metric(there, "vlm2rec_retriever_seconds_count") == 3  # few allowed rows are fetched by their numbers
+        assert metric(there, "vlm2rec_retriever_fetch_seconds_count") == 2
+        assert metric(there, "vlm2rec_retriever_vectors_total", source="milvus") > 2
+        assert metric(there, "vlm2rec_retriever_vectors_total", source="cache") > 6
+        assert metric(here, "vlm2rec_retriever_vectors_total", source="milvus") == 0
         assert metric(there, "vlm2rec_retriever_errors_total") == 0
         assert metric(here, "vlm2rec_retriever_seconds_count") == 0
         hidden = items(ask(there))[0]
@@ -146,11 +150,69 @@ def test_a_collection_that_was_deleted_costs_the_search_only(
     open_shop: OpenClient, shop: Shop, client: MilvusClient, settings: dict[str, Any]
 ) -> None:
     put(client, shop, 0)
-    with open_shop(**settings) as service:
+    narrow = {"must": [{"field": "category", "eq": "hats"}]}
+    with open_shop(**settings) as service, open_shop(**settings, retriever_cache_mb=0) as reading:
+        before = ask(service, filter=narrow)
         client.drop(collection_of(shop.ids[0]))
-        assert ask(service)["degraded"] == "retrieval_unavailable"
-        narrow = {"must": [{"field": "category", "eq": "hats"}]}
-        assert ask(service, filter=narrow)["strategy"] == "sequence"  # so few rows are read from the bundle
+        for other in (service, reading):
+            assert ask(other)["degraded"] == "retrieval_unavailable"
+        assert ask(service, filter=narrow) | {"request_id": ""} == before | {"request_id": ""}  # all are cached
+        assert ask(service, items=["i5"], filter=narrow)["degraded"] == "retrieval_unavailable"
+        assert ask(reading, items=["i5"], filter=narrow)["strategy"] == "sequence"  # read from the bundle
+
+
+def test_histories_that_cannot_be_fetched_degrade_until_they_can(
+    open_shop: OpenClient,
+    shop: Shop,
+    client: MilvusClient,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, down = MilvusClient.vectors, [False]
+
+    def vectors(*arguments: Any) -> Any:
+        if down[0]:
+            raise RetrieverUnavailable("down")
+        return whole(*arguments)
+
+    monkeypatch.setattr(MilvusClient, "vectors", vectors)
+    put(client, shop, 0)
+    with open_shop(**settings) as service:
+        before, down[0] = ask(service), True
+        errors = metric(service, "vlm2rec_retriever_errors_total")
+        for _ in range(3):
+            answer = ask(service, items=["i5", "i6"])
+            assert (answer["strategy"], answer["degraded"]) == ("popular", "retrieval_unavailable")
+            similar = service.post("/similar", json={"items": ["i5"], "k": 5}).json()
+            assert similar["degraded"] == "retrieval_unavailable"
+        assert metric(service, "vlm2rec_retriever_errors_total") >= errors + 3
+        assert metric(service, "vlm2rec_retriever_breaker_state", state="closed") == 0
+        assert ask(service)["items"] == before["items"]  # cached, and searches are answered
+        assert service.get("/readyz").status_code == 200
+        down[0] = False
+        eventually(lambda: ask(service, items=["i5", "i6"])["degraded"] is None)
+        assert metric(service, "vlm2rec_retriever_breaker_state", state="closed") == 1
+
+
+def test_no_file_of_vectors_is_read_to_answer(
+    open_shop: OpenClient,
+    shop: Shop,
+    client: MilvusClient,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(client, shop, 0)
+    body = {"explain": True, "diversity": 0.5, "slot_weights": {"image": 3}}
+    with open_shop(**settings) as service:
+        expected = ask(service, **body)
+
+        def unread(*_: Any) -> Any:
+            raise AssertionError("the file of the bundle was read")
+
+        monkeypatch.setattr(Bundle, "vectors", unread)
+        assert ask(service, **body)["items"] == expected["items"]
+        similar = service.post("/similar", json={"items": ["i7"], "k": 5, "explain": True})
+        assert (similar.status_code, similar.json()["degraded"]) == (200, None)
 
 
 def test_milvus_needs_the_cpu(shop: Shop) -> None:
