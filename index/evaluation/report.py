@@ -45,7 +45,7 @@ from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.lists.item_lists import ItemLists
 from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
-from index.search.query_plan import Effort, IndexKind
+from index.search.query_plan import SCAN, Effort, IndexKind
 from index.search.row_mask import RowMask
 from index.search.searcher import Searcher
 from index.search.vector_index import CpuIndex
@@ -188,7 +188,7 @@ def _measure(
         measured = with_lists(exact, histories, weights, scores, draft.vectors, draft.indexed)
     record = IndexRecord(
         kind=kind,
-        reason=reason,
+        reason=reason + _scanned(kind, effort, spec.target_recall),
         parameters=parameters,
         effort=EffortRecord(**asdict(effort)),
         recall_k=exact.k,
@@ -207,6 +207,16 @@ def _measure(
     if draft.lists is not None:
         report["lists"] = _lists(draft.lists, spread["list_shares"], round(exact.recall(searcher, PLAIN), 4))
     return record, report
+
+
+def _scanned(kind: IndexKind, effort: Effort, target: float) -> str:
+    """Which queries scan every row although there is an index, with the reason; empty for none."""
+    bands = {value for _, value in effort.bands}
+    if kind == "flat" or SCAN not in bands:
+        return ""
+    which = "every query scans" if bands == {SCAN} else "queries with unusual slot weights scan"
+    remedy = "choose ivf or a lower target recall" if kind == "hnsw" else "choose a lower target recall"
+    return f"; {which} all rows, as no smaller effort reaches recall {target:g}: {remedy}"
 
 
 def _new_items(draft: BundleDraft) -> dict[str, RowMask]:

@@ -20,6 +20,7 @@ from index.bundle.manifest import REQUIRED_FILES, Manifest
 from index.errors import BundleError, EncoderError, IndexSpecError, ItemTableError
 from index.items.eval_queries import EvaluationQueries
 from index.items.slots import Slot, SlotLayout
+from index.search.query_plan import SCAN, Effort
 
 NOW = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)
 NO_EVALUATION_QUERIES = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
@@ -61,6 +62,24 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     assert report["index_bytes"] == (path / "index.faiss").stat().st_size
     assert sum(report["answers"]["slot_shares"].values()) == pytest.approx(1, abs=1e-3)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("bands", "which"),
+    [
+        (((0.4, 40), (1.0, SCAN)), "queries with unusual slot weights scan all rows"),
+        (((1.0, SCAN),), "every query scans all rows"),
+    ],
+)
+def test_the_reason_says_which_queries_scan_although_there_is_an_index(
+    tmp_path, make_bundle, monkeypatch, bands, which
+):
+    def calibrated(*_given):
+        return Effort((1 / 3,) * 3, bands, per_k=36)
+
+    monkeypatch.setattr("index.evaluation.report.calibrate", calibrated)
+    reason = Manifest.read(make_bundle(tmp_path, "hnsw")).index.reason
+    assert f"; {which}, as no smaller effort reaches recall 0.97: choose ivf or a lower" in reason
 
 
 def test_vectors_and_items_are_stored_unchanged(built, make_table):
