@@ -28,7 +28,7 @@ def check_directory_writable(*paths: Path) -> None:
     """
     for path in paths:
         try:
-            _try(path)
+            _try(path, in_the_way=errno.EEXIST)
         except OSError as error:
             raise DiskError(describe_disk_error(error, path, _AGAIN)) from error
 
@@ -49,20 +49,20 @@ def check_file_writable(path: Path) -> None:
             return
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        _try(path.parent)
+        _try(path.parent, in_the_way=errno.ENOTDIR)
     except OSError as error:
         raise DiskError(describe_disk_error(error, path, _AGAIN)) from error
 
 
-def _try(directory: Path) -> None:
-    """Make a file without a name in a directory, or where the directory can be made."""
+def _try(directory: Path, in_the_way: int) -> None:
+    """Make a file without a name in a directory, or where it can be made; ``in_the_way``: errno where it is none."""
     existing = directory.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent
     if not existing.is_dir():
         with contextlib.suppress(FileNotFoundError):  # of a link to nothing
             existing.stat()  # raises where links form a circle
-        code = errno.EEXIST if existing == directory.absolute() else errno.ENOTDIR
+        code = in_the_way if existing == directory.absolute() else errno.ENOTDIR
         raise OSError(code, os.strerror(code), str(existing))
     with tempfile.TemporaryFile(dir=existing):
         pass

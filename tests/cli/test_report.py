@@ -7,6 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
+from index.errors import DiskError
 from tests.support.tiny_model import TINY_VLM
 from training.errors import ConfigError, EvaluationError
 
@@ -92,5 +93,5 @@ def test_clear_errors(home: Path, tmp_path: Path) -> None:
         vlm2rec("report", home / "data", "--run", tmp_path / "none")
     with pytest.raises(EvaluationError, match="must be trained on text, it was trained on image"):
         vlm2rec("report", home / "data", "--run", home / "joint", "--text-alone", home / "image")
-    with pytest.raises(EvaluationError, match="check --out"):
+    with pytest.raises(DiskError, match=r"page\.html: cannot be written: Not a directory"):
         vlm2rec("report", home / "data", "--run", home / "joint", "--out", home / "joint.toml" / "page.html")

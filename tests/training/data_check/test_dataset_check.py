@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.offline.data.check import check
+from index.errors import DiskError
 from training.data.dataset import load_dataset
 from training.data.thumbnails import make_thumbnails
 from training.data_check.check import check_dataset
@@ -404,5 +405,5 @@ def test_a_report_that_cannot_be_written_is_bad_input(
 ) -> None:
     checked()
     (tmp_path / "no").touch()
-    with pytest.raises(DatasetError, match="the report"):
+    with pytest.raises(DiskError, match=r"where\.json: cannot be written: Not a directory"):
         run(tmp_path, "--json", tmp_path / "no" / "where.json")
