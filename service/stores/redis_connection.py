@@ -80,31 +80,38 @@ class RedisConnection:
         self._dropped = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await _disconnect(connection)
 
     async def _open(self) -> AbstractConnection:
         """Connect: for the first time, or again because Redis closed the connection or sent unexpected bytes."""
         if self._connection is not None:
             self.reopened = True
-            await self._connection.disconnect(nowait=True)
+            await _disconnect(self._connection)
         connection = self._connection = self._connect()
         self._opening = True
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             # Also on a cancellation in the middle of the handshake, after which redis-py leaves the socket open.
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await _disconnect(connection)
             raise
         if self._dropped:
-            await connection.disconnect(nowait=True)
+            await _disconnect(connection)
             raise ConnectionLost("dropped while it was opened")
         self._opening = False
         connection.socket_timeout = (
             None  # it would apply to each reply, not to all of them, and costs more than a reply
         )
         return connection
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    """Close the socket now: closing alone waits until all is sent, and with TLS for a Redis that may hang."""
+    writer = connection._writer  # noqa: SLF001 - redis-py has no way to abort
+    with suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+    if writer is not None:
+        writer.transport.abort()
 
 
 async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - a reply of any kind

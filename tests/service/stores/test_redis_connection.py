@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Connection
+from redis.exceptions import RedisError
 
 from service.stores.redis_connection import RedisConnection, packed
 from tests.support.stores.fake_redis import run, until
@@ -10,7 +12,7 @@ from tests.support.stores.fake_redis import run, until
 
 def test_a_connection_cancelled_while_connecting_is_closed() -> None:
     class Handshaking:
-        began, closed = False, False
+        began, closed, _writer = False, False, None
 
         async def connect(self) -> None:
             self.began = True
@@ -27,5 +29,34 @@ def test_a_connection_cancelled_while_connecting_is_closed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await opening
         assert connection.closed
+
+    run(check)
+
+
+def test_a_dropped_connection_closes_its_socket_although_redis_reads_nothing() -> None:
+    """Closing alone waits until all bytes are sent: a Redis that hangs kept the socket for ever."""
+
+    async def check() -> None:
+        async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await done.wait()
+            finally:
+                writer.transport.abort()
+
+        done = asyncio.Event()
+        server = await asyncio.start_server(hang, "127.0.0.1", 0, limit=1)
+        port = server.sockets[0].getsockname()[1]
+        plain = Connection(host="127.0.0.1", port=port, protocol=2, driver_info=None)
+        connection = RedisConnection(lambda: plain)
+        exchange = asyncio.create_task(connection.exchange([packed("SET", "key", "x" * 30_000_000)]))
+        await until(lambda: plain._writer is not None and plain._writer.transport.get_write_buffer_size() > 0)
+        transport = plain._writer.transport
+        await connection.drop()
+        await until(lambda: transport.get_extra_info("socket").fileno() == -1)
+        with pytest.raises((OSError, RedisError)):
+            await exchange
+        done.set()
+        server.close()
+        await server.wait_closed()
 
     run(check)

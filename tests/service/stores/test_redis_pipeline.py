@@ -90,6 +90,7 @@ def test_late_replies_and_cancelled_callers_never_mix_up_replies() -> None:
 class Stubborn:
     """A connection that ignores a cancellation, as redis-py sometimes does, and reads the reply later."""
 
+    _writer = None
     made: list["Stubborn"] = []
 
     def __init__(self) -> None:
