@@ -37,6 +37,7 @@ from cli.online.published import RegistryOption, published_at
 from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
+    from index.bundle.registries import AnyRegistry
     from training.embedding.job import Progress
     from training.nightly.record import ReindexRecord
     from training.nightly.reindex import Findings, ReindexJob
@@ -113,17 +114,14 @@ def reindex(
 
         def work() -> None:
             from cli.online.index import pinned_here, read_evaluation
-            from index.bundle.registries import check_publishable
-            from index.machine.outputs import check_directory_writable
             from training.data.dataset import load_dataset
-            from training.nightly.reindex import REINDEX_DIRECTORY, ReindexJob
+            from training.nightly.reindex import ReindexJob
             from training.nightly.volume_bounds import VolumeBounds
 
-            _check_writable(json_file, textfile)
+            _check_files(json_file, textfile)
             target = published_at(registry)
             if not dry_run:
-                check_directory_writable(run, run / REINDEX_DIRECTORY)
-                check_publishable(target)
+                _check_places(run, target)
             set_torch_threads(threads)
             volume = VolumeBounds.read(bounds, bound or [])
             others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
@@ -270,7 +268,7 @@ def _export_metrics(record: "ReindexRecord", run: Path, textfile: Path | None, p
     export(metrics, textfile=textfile, gateway=pushgateway, run=run.resolve().name, warn=_warn)
 
 
-def _check_writable(json_file: Path | None, textfile: Path | None) -> None:
+def _check_files(json_file: Path | None, textfile: Path | None) -> None:
     """Refuse an output file that cannot be written before the job, which can take hours.
 
     Raises:
@@ -288,6 +286,21 @@ def _check_writable(json_file: Path | None, textfile: Path | None) -> None:
         if (streamed and file == textfile) or not (streamed or file.parent.exists()):
             raise ReindexError(f"{file}: cannot be written; name a file in an existing directory")
         check_file_writable(file)
+
+
+def _check_places(run: Path, registry: "AnyRegistry") -> None:
+    """Refuse a run or a registry that cannot be written, before the job.
+
+    Raises:
+        DiskError: a directory cannot be written.
+        RegistryError: the object store does not permit it.
+    """
+    from index.bundle.registries import check_publishable
+    from index.machine.outputs import check_directory_writable
+    from training.nightly.reindex import REINDEX_DIRECTORY
+
+    check_directory_writable(run, run / REINDEX_DIRECTORY)
+    check_publishable(registry)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from cli.offline.reindex import _check_writable
+from cli.offline.reindex import _check_files
 from index.machine.disk import is_stream
 from index.machine.text_files import replace_text
 from training.errors import EvaluationError, ReindexError
@@ -60,8 +60,8 @@ def test_other_files_are_not_written_to_a_stream(pipe: Path) -> None:
     with pytest.raises(EvaluationError, match="pipe: ranks are saved to a file; name one"):
         save_ranks(pipe, [])
     with pytest.raises(ReindexError, match="pipe: cannot be written; name a file"):
-        _check_writable(None, pipe)
-    _check_writable(pipe, pipe.parent / "metrics.prom")
+        _check_files(None, pipe)
+    _check_files(pipe, pipe.parent / "metrics.prom")
 
 
 def test_ranks_to_a_stream_are_refused_before_anything_is_read(pipe: Path) -> None:
