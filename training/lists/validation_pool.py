@@ -57,14 +57,13 @@ class ValidationPool:
         for start in range(0, len(validation), block):
             part = slice(start, start + block)
             self._add(validation.histories[part], validation.targets[part], slots, targets)
-        lengths = np.array([len(rows) for rows in self._rows], dtype=np.int64)
-        self._starts = np.cumsum(lengths) - lengths
-        self._owner = np.repeat(np.arange(len(lengths)), lengths)
-        self._targets = self._starts + np.array(targets, dtype=np.int64)
+        self._lengths = np.array([len(rows) for rows in self._rows], dtype=np.int64)
+        self._bounds = np.concatenate(([0], np.cumsum(self._lengths)))  # of the candidates of each user
+        self._targets = self._bounds[:-1] + np.array(targets, dtype=np.int64)
         self._slots = np.concatenate([np.zeros(0, np.float32), *slots])
 
     def parts(self, recency: float) -> NDArray[np.float32]:
-        """(candidates, lists) float32: what each list adds at weight 1.
+        """(candidates, lists) float32, each list in one piece of memory: what it adds at weight 1.
 
         Args:
             recency: r of ``r^age``.
@@ -73,7 +72,7 @@ class ValidationPool:
         for start in range(0, len(self._rows), _USERS_PER_BLOCK):
             part = slice(start, start + _USERS_PER_BLOCK)
             blocks.append(scores.parts(self._histories[part], self._rows[part]).parts)
-        return np.concatenate(blocks)
+        return np.asfortranarray(np.concatenate(blocks))
 
     def ndcg(self, parts: NDArray[np.float32], weights: Sequence[float]) -> float:
         """NDCG@10 over all validation users.
@@ -105,12 +104,15 @@ class ValidationPool:
             if weight:
                 scores += parts[:, column] * np.float32(weight)
         own = scores[self._targets]
-        compared = own[self._owner]
-        ahead = np.add.reduceat((scores > compared).astype(np.int32), self._starts)
-        tied = np.add.reduceat((scores == compared).astype(np.int32), self._starts) - 1
+        compared = np.repeat(own, self._lengths)
+        ahead, tied = self._counts(scores > compared), self._counts(scores == compared) - 1
         found = metrics.Ranks(ahead.astype(np.float64), tied.astype(np.float64))
         # The lists alone return no item without a score.
         return found if self._ranker is not None else found.missed(own <= 0)
+
+    def _counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many candidates of each user a mask has."""
+        return np.diff(np.searchsorted(np.flatnonzero(mask), self._bounds))
 
     def _scores(self, recency: float) -> ListScores:
         falling = np.power(recency, np.arange(self._length)).astype(np.float32)
