@@ -18,7 +18,7 @@ from index.lists.item_lists import CO, LIST_SLOTS, WORDS, ItemList, ItemLists, L
 from training.config.encoder_config import EncoderConfig
 from training.data.sequences import LeaveOneOut, Sequences, Targets, evenly_spaced
 from training.lists.build import co_occurrence_list, look_list, words_list
-from training.lists.validation_pool import ValidationPool
+from training.lists.validation_pool import ValidationPool, listed_items
 from training.lists.weights import RECENCIES, ChosenWeights, best_figures, choose_weights
 from training.ranking.slot_ranker import SlotRanker
 
@@ -67,6 +67,8 @@ class ServedValidation:
         self._lists, self._config = lists.directed if directed else lists.symmetric, config
         self._recency = float(alone.weights.recency[min(1, config.list_history - 1)])
         self._validation = lists.validation
+        items = len(next(iter(self._lists.values())).offsets) - 1
+        self._listed = listed_items(self._lists, items, self._validation, config.list_history)
 
     def figures(self, ranker: SlotRanker) -> dict[str, float]:
         """``ndcg@10`` and ``hr@10`` of the slots, and of slots and lists ``served_ndcg@10`` with ``served_error``.
@@ -82,6 +84,7 @@ class ServedValidation:
             self._lists,
             config.list_history,
             exclude_seen=config.exclude_seen,
+            listed=self._listed,
         )
         return pool.slot_figures() | best_figures(pool, self._recency)
 

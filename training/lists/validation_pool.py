@@ -30,6 +30,7 @@ class ValidationPool:
         lists: name → list.
         history: newest items of a history that count.
         exclude_seen: leave out what is in the history.
+        listed: as :func:`listed_items` gives them; None: they are computed.
 
     Attributes:
         names: of the lists, in their order.
@@ -44,6 +45,7 @@ class ValidationPool:
         history: int,
         *,
         exclude_seen: bool,
+        listed: Sequence[NDArray[np.int64]] | None = None,
     ) -> None:
         self.names = tuple(name for name in LIST_SLOTS if name in lists)
         self._users, self._ranker, self._findable = len(validation), ranker, findable
@@ -53,13 +55,15 @@ class ValidationPool:
         self._rows: list[NDArray[np.int64]] = []
         slots: list[NDArray[np.float32]] = []
         targets: list[int] = []
+        if listed is None:
+            listed = listed_items(lists, len(findable), validation, history)
         block = int(np.clip(_FLOATS_PER_BLOCK // max(len(findable), 1), 1, _USERS_PER_BLOCK))
         for start in range(0, len(validation), block):
             part = slice(start, start + block)
-            self._add(validation.histories[part], validation.targets[part], slots, targets)
+            self._add(validation.histories[part], validation.targets[part], listed[part], slots, targets)
         self._lengths = np.array([len(rows) for rows in self._rows], dtype=np.int64)
-        self._bounds = np.concatenate(([0], np.cumsum(self._lengths)))  # of the candidates of each user
-        self._targets = self._bounds[:-1] + np.array(targets, dtype=np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._targets = self._starts + np.array(targets, dtype=np.int64)
         self._slots = np.concatenate([np.zeros(0, np.float32), *slots])
 
     def parts(self, recency: float) -> NDArray[np.float32]:
@@ -105,34 +109,29 @@ class ValidationPool:
                 scores += parts[:, column] * np.float32(weight)
         own = scores[self._targets]
         compared = np.repeat(own, self._lengths)
-        ahead, tied = self._counts(scores > compared), self._counts(scores == compared) - 1
+        ahead = np.add.reduceat(scores > compared, self._starts, dtype=np.int32)
+        tied = np.add.reduceat(scores == compared, self._starts, dtype=np.int32) - 1
         found = metrics.Ranks(ahead.astype(np.float64), tied.astype(np.float64))
         # The lists alone return no item without a score.
         return found if self._ranker is not None else found.missed(own <= 0)
 
-    def _counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How many candidates of each user a mask has."""
-        return np.diff(np.searchsorted(np.flatnonzero(mask), self._bounds))
-
     def _scores(self, recency: float) -> ListScores:
-        falling = np.power(recency, np.arange(self._length)).astype(np.float32)
-        weights = ListWeights(falling, dict.fromkeys(self.names, 1.0))
-        return ListScores(ItemLists(len(self._findable), self._lists, weights))
+        return _list_scores(self._lists, len(self._findable), self._length, recency)
 
     def _add(
         self,
         histories: Sequence[NDArray[np.int64]],
         targets: NDArray[np.int64],
+        listed: Sequence[NDArray[np.int64]],
         slots: list[NDArray[np.float32]],
         places: list[int],
     ) -> None:
         """Add the users of a block whose target can reach the first ten."""
         items = len(self._findable)
-        found = self._scores(1.0).candidates(histories)
         scores = None if self._ranker is None else self._ranker.scores(histories)
         allowed = mask_histories(histories if self._exclude_seen else [rows[:0] for rows in histories], self._findable)
         for number, target in enumerate(targets.tolist()):
-            rows, _ = found.of(number)
+            rows = listed[number]
             if scores is not None:
                 reachable = np.where(allowed[number], scores[number], -np.inf)
                 rows = np.union1d(rows, np.argpartition(-reachable, min(CUT, items) - 1)[:CUT])
@@ -143,3 +142,29 @@ class ValidationPool:
                 self._rows.append(rows)
                 slots.append(np.zeros(len(rows), np.float32) if scores is None else scores[number, rows])
                 places.append(place)
+
+
+def listed_items(
+    lists: Mapping[str, ItemList], items: int, validation: Targets, history: int
+) -> list[NDArray[np.int64]]:
+    """Rows of the items in the lists of each history, ascending; no ranker changes them.
+
+    Args:
+        lists: name → list.
+        items: of the catalogue.
+        validation: held-out targets.
+        history: newest items of a history that count.
+    """
+    scores = _list_scores(tuple(lists[name] for name in LIST_SLOTS if name in lists), items, history, 1.0)
+    found: list[NDArray[np.int64]] = []
+    for start in range(0, len(validation), _USERS_PER_BLOCK):
+        block = scores.candidates(validation.histories[start : start + _USERS_PER_BLOCK])
+        found += [block.of(number)[0] for number in range(len(block.offsets) - 1)]
+    return found
+
+
+def _list_scores(lists: tuple[ItemList, ...], items: int, history: int, recency: float) -> ListScores:
+    """Scores of lists at weight 1."""
+    falling = np.power(recency, np.arange(history)).astype(np.float32)
+    weights = ListWeights(falling, dict.fromkeys((item_list.name for item_list in lists), 1.0))
+    return ListScores(ItemLists(items, lists, weights))
