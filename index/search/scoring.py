@@ -15,7 +15,8 @@ from index.items.slots import SlotLayout
 from index.search.float16 import to_float32
 
 ReadVectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""Returns stored vectors, (*rows.shape, Σd) float32, of int64 rows of any shape, none of them negative."""
+"""Returns stored vectors, (*rows.shape, Σd) float32, of int64 rows of any shape. None is negative, but where the caller
+pads with −1; the vectors of those may be any."""
 
 
 class FoundVectors:
