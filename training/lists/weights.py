@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from index.lists.item_lists import ListWeights
-from training.lists.validation_pool import ValidationPool
+from training.lists.validation_pool import MOST_WEIGHT, ScoredCandidates, ValidationPool
 
 RECENCIES = (0.7, 0.8, 0.9, 1.0, 0.6, 0.5, 0.3)
 _STARTS = (0.0, 0.05, 0.3, 2.0)
 _ENTRIES = (0.03, 0.1, 0.3, 1.0, 5.0)
 """What a weight of 0 may become."""
 _SCALES = (0.3, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 3.0)
-_SMALLEST, _LARGEST = 0.005, 100.0
+_SMALLEST = 0.005
 _LEAST_GAIN = 1.005
 
 Weights: TypeAlias = tuple[float, ...]
@@ -54,17 +53,17 @@ def choose_weights(
         history: newest items of a history that count.
         progress: called after every recency with the number that are done.
     """
-    best, recency, weights, tried = -1.0, RECENCIES[0], _zeros(pool), 0
-    without = pool.ndcg(np.zeros((0, len(pool.names)), np.float32), weights)  # weights of 0 read no part
+    best, recency, weights, tried = -1.0, RECENCIES[0], (0.0,) * len(pool.names), 0
+    without = pool.slot_figures()["ndcg@10"]
     for done, candidate in enumerate(RECENCIES, start=1):
-        climb = _Climb(pool, pool.parts(candidate))
+        climb = _Climb(pool.scored(candidate))
         starts = [weights] if done > 1 else [*itertools.product(_STARTS, repeat=len(pool.names))]
         value, found = climb.run(starts)
         tried += climb.tried
         if value > best:
             best, recency, weights = value, candidate, found
         progress(done)
-    climb = _Climb(pool, pool.parts(recency))
+    climb = _Climb(pool.scored(recency))
     value, weights = climb.without_idle_lists(best, weights)
     falling = np.power(recency, np.arange(history)).astype(np.float32)
     named = dict(zip(pool.names, weights, strict=True))
@@ -78,16 +77,16 @@ def best_figures(pool: ValidationPool, recency: float) -> dict[str, float]:
         pool: of the validation users.
         recency: r of ``r^age``.
     """
-    parts = pool.parts(recency)
-    value, weights = _Climb(pool, parts).run([*itertools.product(_STARTS, repeat=len(pool.names))])
-    return {"served_ndcg@10": value, "served_error": pool.standard_error(parts, weights)}
+    candidates = pool.scored(recency)
+    value, weights = _Climb(candidates).run([*itertools.product(_STARTS, repeat=len(pool.names))])
+    return {"served_ndcg@10": value, "served_error": candidates.standard_error(weights)}
 
 
 class _Climb:
     """Climbing for one recency."""
 
-    def __init__(self, pool: ValidationPool, parts: NDArray[np.float32]) -> None:
-        self._pool, self._parts = pool, parts
+    def __init__(self, candidates: ScoredCandidates) -> None:
+        self._candidates = candidates
         self._measured: dict[Weights, float] = {}
 
     @property
@@ -98,7 +97,7 @@ class _Climb:
     def value(self, weights: Weights) -> float:
         """NDCG@10 of a setting, measured once."""
         if weights not in self._measured:
-            self._measured[weights] = self._pool.ndcg(self._parts, weights)
+            self._measured[weights] = self._candidates.ndcg(weights)
         return self._measured[weights]
 
     def run(self, starts: Sequence[Weights]) -> tuple[float, Weights]:
@@ -137,9 +136,5 @@ def _steps(weights: Weights) -> list[Weights]:
 
 def _scaled(weights: Weights, scale: float) -> Weights:
     """Weights of three digits within bounds; what is too small becomes 0."""
-    scaled = (float(f"{min(weight * scale, _LARGEST):.3g}") for weight in weights)
+    scaled = (float(f"{min(weight * scale, MOST_WEIGHT):.3g}") for weight in weights)
     return tuple(weight if weight >= _SMALLEST else 0.0 for weight in scaled)
-
-
-def _zeros(pool: ValidationPool) -> Weights:
-    return (0.0,) * len(pool.names)

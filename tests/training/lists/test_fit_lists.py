@@ -135,8 +135,7 @@ def test_what_is_served_is_measured_as_the_final_choice_measures_it(
     whole = ListRanker(ItemLists(12, tuple(lists.values()), alone.weights), ranker)
     gains = metrics.gains(rank_targets(whole, parts.validation, ranker.findable).full, 10)
     columns = [alone.weights.weights[name] for name in pool.names]
-    parts_of_lists = pool.parts(float(alone.weights.recency[1]))
-    error = pool.standard_error(parts_of_lists, columns)
+    error = pool.scored(float(alone.weights.recency[1])).standard_error(columns)
     assert error == pytest.approx(gains.std() / np.sqrt(len(gains)), rel=1e-5)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
 from training.data.sequences import Targets
 from training.lists.list_ranker import ListRanker
-from training.lists.validation_pool import ValidationPool
+from training.lists.validation_pool import MOST_WEIGHT, ScoredCandidates, ValidationPool
 from training.lists.weights import choose_weights
 from training.ranking import metrics
 from training.ranking.ranking import rank_targets
@@ -114,7 +114,29 @@ def test_the_figure_is_that_of_ranking_the_whole_catalogue(exclude_seen: bool, a
             if alone:  # the lists return no item without a score
                 scores = whole.scores(validation.histories)
                 rank = rank.missed(scores[np.arange(300), validation.targets] <= 0)
-            assert pool.ndcg(pool.parts(recency), weights) == pytest.approx(metrics.gains(rank, 10).mean(), abs=1e-9)
+            assert pool.scored(recency).ndcg(weights) == pytest.approx(metrics.gains(rank, 10).mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("unscored_missed", [False, True])
+def test_candidates_that_no_weights_bring_before_their_target_change_no_rank(unscored_missed: bool) -> None:
+    rng = np.random.default_rng(11)
+    lengths = rng.integers(1, 40, size=200)
+    candidates = int(lengths.sum())
+    targets = np.cumsum(lengths) - lengths + rng.integers(0, lengths)
+    slots: NDArray[np.float32] = rng.integers(-8, 9, size=candidates).astype(np.float32) / np.float32(8)  # many ties
+    slots[rng.random(candidates) < 0.2] += np.float32(1e-7)  # differences that rounding takes away
+    parts = np.where(rng.random((candidates, 3)) < 0.7, 0, rng.integers(1, 5, size=(candidates, 3)) / 4)
+    every = ScoredCandidates(
+        slots, parts.astype(np.float32), lengths, targets, users=250, unscored_missed=unscored_missed
+    )
+    fewer = every.without_dominated()
+    assert len(fewer) < 0.9 * len(every)
+    for weights in ((0.0, 0.0, 0.0), (0.3, 0.0, 0.7), (0.0, MOST_WEIGHT, 0.0), (MOST_WEIGHT,) * 3, (0.005, 0.1, 33.3)):
+        expected, found = every.ranks(weights), fewer.ranks(weights)
+        np.testing.assert_array_equal(found.ahead, expected.ahead)
+        np.testing.assert_array_equal(found.tied, expected.tied)
+        assert fewer.ndcg(weights) == every.ndcg(weights)
+        assert fewer.standard_error(weights) == every.standard_error(weights)
 
 
 def test_without_a_target_in_reach_nothing_is_chosen() -> None:
