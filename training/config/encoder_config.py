@@ -1,10 +1,14 @@
 """Defines the ``[encoder]`` section of a configuration file."""
 
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from training.config.types import Count
+
+LARGE_CATALOGUE: Final = 250_000
+"""Items above which ``list_neighbours = "auto"`` takes the smaller number."""
+_NEIGHBOURS, _NEIGHBOURS_OF_LARGE = 50, 20
 
 
 class EncoderConfig(BaseModel):
@@ -51,7 +55,8 @@ class EncoderConfig(BaseModel):
         exclude_seen: whether responses exclude the items of the user's history unless the request says otherwise; false
             for shops with repeat purchases. Validation and `evaluate` rank in the same way.
         impute_behaviour: whether items with too few events get a behaviour vector predicted from text and picture.
-        list_neighbours: entries of an item in each item-to-item list; 0 makes no lists.
+        list_neighbours: entries of an item in each item-to-item list; 0 makes no lists. ``"auto"``: 50, and 20 in
+            catalogues of more than 250,000 items (docs/experiments/lists.md, "Neighbours").
         list_history: newest items of a history whose lists add to a score.
         refit: whether the encoder that serves is fitted again on every event, by the recipe that validation chose;
             figures stay those of the encoder fitted without the held-out events. Never with ``cold_items`` above 0.
@@ -94,11 +99,18 @@ class EncoderConfig(BaseModel):
     cold_items: float = Field(default=0.0, ge=0, lt=1)
     exclude_seen: bool = True
     impute_behaviour: bool = True
-    list_neighbours: int = Field(default=50, ge=0, le=1_000)
+    list_neighbours: int | Literal["auto"] = "auto"
     list_history: int = Field(default=10, ge=1, le=512)
     refit: bool = True
     precision: Literal["float16", "float32"] = "float16"
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("list_neighbours", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000):
+            raise ValueError('must be a whole number, 0 to 1,000, or "auto"')
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "EncoderConfig":
@@ -107,3 +119,17 @@ class EncoderConfig(BaseModel):
         if not self.slots or len(set(self.slots)) != len(self.slots):
             raise ValueError(f"slots must name text, image or behaviour, each at most once, got {list(self.slots)}")
         return self
+
+    def for_catalogue(self, items: int) -> "EncoderConfig":
+        """The same with numbers in place of ``"auto"``.
+
+        Args:
+            items: size of the catalogue.
+        """
+        return self.model_copy(update={"list_neighbours": self.neighbours(items)})
+
+    def neighbours(self, items: int) -> int:
+        """Entries of an item in each item-to-item list of a catalogue of that size."""
+        if self.list_neighbours == "auto":
+            return _NEIGHBOURS if items <= LARGE_CATALOGUE else _NEIGHBOURS_OF_LARGE
+        return self.list_neighbours

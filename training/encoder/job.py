@@ -162,6 +162,7 @@ def fit_run(
     """
     started = time.monotonic()
     check_same_catalogue(dataset, embeddings)
+    config = config.for_catalogue(len(dataset))
     split = split_dataset(dataset, config.cold_items, impressions=config.impression_negatives)
     _check_learnable(split.parts.train, embeddings, config)
     lists = _made_lists(dataset, embeddings, split, config, listed)

@@ -116,7 +116,7 @@ def make_lists(
         None without validation targets, which nothing can be weighed with, and where no list has any entry.
     """
     validation = evenly_spaced(parts.validation, config.validation_users)
-    if not config.list_neighbours or not len(validation):
+    if not config.neighbours(len(texts)) or not len(validation):
         return None
     symmetric = _build(layout, texts, features, parts, config, progress)
     if not symmetric:
@@ -166,7 +166,7 @@ def fit_lists(
     made = tuple(lists.values())
     ItemLists(len(ranker.findable), made, chosen.weights).save(directory / LISTS_DIRECTORY)
     return {
-        "neighbours": config.list_neighbours,
+        "neighbours": config.neighbours(len(ranker.findable)),
         "entries": {item_list.name: len(item_list.rows) for item_list in made},
         "co_backward": backward,
         "co_shrinkage": _SHRINKAGE,
@@ -185,16 +185,17 @@ def _build(
     progress: Progress,
 ) -> dict[str, ItemList]:
     """The lists whose slot the layout has and that have an entry, in their order."""
-    items, wanted = len(texts), [name for name in LIST_SLOTS if LIST_SLOTS[name] in layout.names]
+    items, neighbours = len(texts), config.neighbours(len(texts))
+    wanted = [name for name in LIST_SLOTS if LIST_SLOTS[name] in layout.names]
     lists = {}
     for name in wanted:
         if name == CO:
             lists[name] = _co_occurrence(parts, items, config, 1.0, progress)
         elif name == WORDS:
-            lists[name] = words_list(texts, config.list_neighbours, progress=_counted(progress, "list words", items))
+            lists[name] = words_list(texts, neighbours, progress=_counted(progress, "list words", items))
         else:
             done = _counted(progress, "list look", items)
-            lists[name] = look_list(features[IMAGE], config.list_neighbours, progress=done)
+            lists[name] = look_list(features[IMAGE], neighbours, progress=done)
     return {name: made for name, made in lists.items() if len(made.rows)}
 
 
@@ -203,7 +204,7 @@ def _co_occurrence(
 ) -> ItemList:
     done = _counted(progress, "list co", items)
     return co_occurrence_list(
-        parts.train, items, config.list_neighbours, backward=backward, shrinkage=_SHRINKAGE, progress=done
+        parts.train, items, config.neighbours(items), backward=backward, shrinkage=_SHRINKAGE, progress=done
     )
 
 

@@ -66,7 +66,7 @@ def updated_lists(
         fitted: the encoder, with the items that it was fitted on.
         progress: called often.
     """
-    neighbours, items = fitted.config.list_neighbours, len(embeddings)
+    neighbours, items = fitted.config.neighbours(len(fitted.table)), len(embeddings)
     made = []
     for item_list in lists.lists:
         counted = _counted(progress, f"list {item_list.name}", items)
