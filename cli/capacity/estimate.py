@@ -9,6 +9,7 @@ import numpy as np
 from cli.capacity.coefficients import Coefficients, FigureBasis
 from cli.capacity.queueing import ServiceTimes, highest_rate
 from cli.errors import CapacityError
+from training.config.encoder_config import EncoderConfig
 
 GIB: Final = 2**30
 _MEASURED_ITEMS: Final = 1_000_000  # the largest catalogue of the benches
@@ -99,7 +100,8 @@ def item_bytes(demand: Demand, coefficients: Coefficients) -> float:
     """Bytes of the bundle an item: vector, index, metadata, item-to-item lists."""
     of = coefficients.value
     vectors = demand.dim * of("vector_bytes") + demand.dim / _INDEX_DIM * of("index_bytes")
-    return vectors + of("metadata_bytes") + demand.lists * of("list_bytes")
+    lists = demand.lists * EncoderConfig().neighbours(demand.items) * of("list_entry_bytes")
+    return vectors + of("metadata_bytes") + lists
 
 
 def in_milvus(demand: Demand, coefficients: Coefficients) -> bool:
@@ -138,7 +140,7 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
             f"{least_ms:.1f} ms without any load; allow more, or search fewer items"
         )
     replicas = math.ceil(demand.rate / rate) + 1
-    of_item = ("vector_bytes", "index_bytes", "metadata_bytes", *(("list_bytes",) if demand.lists else ()))
+    of_item = ("vector_bytes", "index_bytes", "metadata_bytes", *(("list_entry_bytes",) if demand.lists else ()))
     of_process = ("process_bytes", *(("metadata_bytes",) if remote else of_item))
     of_rate = _REMOTE_TIMES if remote else _TIMES
     kept = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def large() -> dict[str, Figure]:
 
 
 def test_memory_is_that_of_process_and_bundle(small: dict[str, Figure]) -> None:
-    of_item = 192 * 2 + 399.8 + 103.5 + 3 * 300
+    of_item = 192 * 2 + 399.8 + 103.5 + 3 * 20 * 6.4
     assert item_bytes(SMALL, KNOWN) == pytest.approx(of_item)
+    assert item_bytes(replace(SMALL, items=100_000), KNOWN) == pytest.approx(of_item + 3 * 30 * 6.4)  # 50 neighbours
     assert small["replica: memory"].value == pytest.approx((133.8e6 + 1e6 * of_item) / 2**30)
     assert small["replica: memory in a swap"].value == pytest.approx(2 * small["replica: memory"].value)
     assert small["replica: memory"].basis == "computed", "the bytes of a vector follow from its precision"
