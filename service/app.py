@@ -177,6 +177,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             arms=arms,
             outcomes=container.outcomes,
             outcome_store=container.outcome_store,
+            admission=container.admission,
         ),
         CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
         AdminRoutes(
