@@ -241,7 +241,7 @@ class UserRoutes:
         user_id = _user_id(request)
         session_id = validate(request_models.MergeRequest, await read_json(request)).session_id
         trace.lap("parse")
-        moved = await self._histories.merge(session_id, user_id)
+        moved = await self._histories.merge(session_id, user_id, self._forget_answers)
         trace.lap("store")
         return json_response({"user_id": user_id, "session_id": session_id, "moved": moved})
 
