@@ -126,10 +126,20 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
 
 def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     """Add every group of routes with the objects that it uses."""
-    keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
-    bodies = ResponseBodies(container.metrics, container.log)
-    arms = Arms(container.operator_state, active_bundle)
+    arms = Arms(container.operator_state, container.active_bundle)
     audit = AuditLog(container.keys.admin, container.operator_state)
+    _add_recommend_routes(app, container, settings, arms)
+    _add_data_routes(app, container, settings, arms)
+    _add_operator_routes(app, container, audit)
+    _add_outcome_routes(app, container, settings, audit, arms)
+    DocsPage(app).register()
+    Playground(app).register()
+
+
+def _add_recommend_routes(app: FastAPI, container: Container, settings: Settings, arms: Arms) -> None:
+    """Add the routes that recommend: single requests and batches."""
+    keys, active_bundle = container.keys.data, container.active_bundle
+    bodies = ResponseBodies(container.metrics, container.log)
     kept = KeptAnswers(container.outcomes, require_consent=settings.histories.require_consent)
     groups = (
         RecommendRoutes(
@@ -143,16 +153,6 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
                 recommender=container.recommender, histories=container.histories, bodies=bodies, kept=kept
             ),
         ),
-        OperationsRoutes(
-            keys=keys,
-            metrics_keys=container.keys.metrics,
-            active_bundle=active_bundle,
-            watcher=container.watcher,
-            check_ready=partial(check_all_ready, container),
-            histories=container.histories,
-            redis_faults=container.redis_faults,
-            metrics_page=container.metrics_page,
-        ),
         BatchRoutes(
             keys=keys,
             active_bundle=active_bundle,
@@ -163,6 +163,15 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             admission=container.admission,
             log=container.log,
         ),
+    )
+    for group in groups:
+        group.register(app)
+
+
+def _add_data_routes(app: FastAPI, container: Container, settings: Settings, arms: Arms) -> None:
+    """Add the routes of users and of the catalogue."""
+    keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
+    groups = (
         UserRoutes(
             keys=keys,
             active_bundle=active_bundle,
@@ -177,11 +186,30 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             arms=arms,
             outcomes=container.outcomes,
             outcome_store=container.outcome_store,
+            admission=container.admission,
         ),
         CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
+    )
+    for group in groups:
+        group.register(app)
+
+
+def _add_operator_routes(app: FastAPI, container: Container, audit: AuditLog) -> None:
+    """Add the routes of health, metrics and the bundle, and those of administrators."""
+    groups = (
+        OperationsRoutes(
+            keys=container.keys.data,
+            metrics_keys=container.keys.metrics,
+            active_bundle=container.active_bundle,
+            watcher=container.watcher,
+            check_ready=partial(check_all_ready, container),
+            histories=container.histories,
+            redis_faults=container.redis_faults,
+            metrics_page=container.metrics_page,
+        ),
         AdminRoutes(
             keys=container.keys.admin,
-            active_bundle=active_bundle,
+            active_bundle=container.active_bundle,
             operator_state=container.operator_state,
             watcher=container.watcher,
             audit=audit,
@@ -190,9 +218,6 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     )
     for group in groups:
         group.register(app)
-    _add_outcome_routes(app, container, settings, audit, arms)
-    DocsPage(app).register()
-    Playground(app).register()
 
 
 def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, audit: AuditLog, arms: Arms) -> None:

@@ -67,14 +67,14 @@ class ItemIds:
         self._half = 1 << max(self._count.bit_length() - 1, 0)
         self._shift = sys.hash_info.width - self._half.bit_length()
         hashes = _hashes(self.array)
-        order = np.argsort(hashes)
-        hashes = hashes[order]
-        self._check_unique(hashes, order)
+        keys, row_bits = _keys_of(hashes)
+        rows = (keys & np.uint64((1 << row_bits) - 1)).astype(np.uint32)
+        self._check_unique(hashes, rows, _alike(keys, row_bits))
+        keys >>= np.uint64(self._shift)
+        counts = np.bincount(keys.view(np.int64), minlength=2 * self._half)
         starts = np.zeros(2 * self._half + 1, dtype=np.uint32)
-        np.cumsum(np.bincount((hashes >> self._shift) + self._half, minlength=2 * self._half), out=starts[1:])
-        table = _HashTable(
-            starts.data, order.astype(np.uint32).data, self._shift, self._half, self._offsets, self._text
-        )
+        starts[1:] = np.cumsum(counts, out=counts)  # several times as fast as a sum that is cast on the way
+        table = _HashTable(starts.data, rows.data, self._shift, self._half, self._offsets, self._text)
         self._row_of = lru_cache(_REMEMBERED)(partial(_row_of, table))
 
     def __len__(self) -> int:
@@ -141,17 +141,20 @@ class ItemIds:
             for row in wrong:
                 check_item_id(self.id(start + int(row)))
 
-    def _check_unique(self, hashes: NDArray[np.int64], order: NDArray[np.int64]) -> None:
+    def _check_unique(self, hashes: NDArray[np.int64], rows: NDArray[np.uint32], alike: NDArray[np.bool_]) -> None:
         """Raise ItemTableError for an id that two rows have; only rows with equal hashes are compared.
 
         Args:
-            hashes: (n,) int64 hashes, ascending.
-            order: (n,) int64 rows in that order.
+            hashes: (n,) int64 hash of each row.
+            rows: (n,) uint32 rows, those with equal hashes beside each other.
+            alike: (n,) bool in that order, True for all rows with equal hashes, and few others.
         """
-        same = np.flatnonzero(hashes[1:] == hashes[:-1])
-        for start in same:
+        rows = rows[alike]
+        rows = rows[np.argsort(hashes[rows])]
+        hashes = hashes[rows]
+        for start in np.flatnonzero(hashes[1:] == hashes[:-1]):
             seen = set()
-            for row in order[start : np.searchsorted(hashes, hashes[start], side="right")]:
+            for row in rows[start : np.searchsorted(hashes, hashes[start], side="right")]:
                 item_id = self.id(int(row))
                 if item_id in seen:
                     raise ItemTableError(f"item ids must be unique, {item_id!r} is repeated")
@@ -224,3 +227,27 @@ def _hashes(array: pa.Array) -> NDArray[np.int64]:
         block = array.slice(start, _BLOCK_ROWS).to_pylist()
         hashes[start : start + len(block)] = np.fromiter(map(hash, block), np.int64, len(block))
     return hashes
+
+
+def _keys_of(hashes: NDArray[np.int64]) -> tuple[NDArray[np.uint64], int]:
+    """The high bits of each hash with its row in the low bits, sorted: a third of the time of `numpy.argsort`.
+
+    Returns:
+        (n,) uint64 keys, ascending as the signed hashes, and the number of bits of a row.
+    """
+    row_bits = max(len(hashes) - 1, 0).bit_length()
+    keys = hashes.view(np.uint64) ^ np.uint64(1 << 63)
+    keys >>= np.uint64(row_bits)
+    keys <<= np.uint64(row_bits)
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    return keys, row_bits
+
+
+def _alike(keys: NDArray[np.uint64], row_bits: int) -> NDArray[np.bool_]:
+    """(n,) bool, True where a sorted key and one beside it have the same bits of a hash."""
+    same = (keys[1:] ^ keys[:-1]) < np.uint64(1 << row_bits)
+    found = np.zeros(len(keys), dtype=np.bool_)
+    found[1:] = same
+    found[:-1] |= same
+    return found

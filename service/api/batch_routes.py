@@ -92,8 +92,9 @@ class BatchRoutes:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
         batch = validate(request_models.BatchRequest, await read_json(request))
-        with self._admission.batch(len(batch.requests), overloaded=trace.overloaded):
-            self._keys.charge(request, len(batch.requests))
+        members = len(batch.requests)
+        with self._admission.batch(members, f"a batch of {members} requests", overloaded=trace.overloaded):
+            self._keys.charge(request, members)
             return await self._answered(request, batch.requests, trace)
 
     async def _answered(self, request: Request, requests: list[Any], trace: Trace) -> Response:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import orjson
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,9 +26,10 @@ from service.bundles.active_bundle import ActiveBundle
 from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
 from service.runtime.bounded_executor import BoundedExecutor
+from service.settings.plain_numbers import PlainNumbers
 
 
-class ItemsQuery(BaseModel):
+class ItemsQuery(PlainNumbers):
     """Query parameters of ``GET /items``."""
 
     model_config = ConfigDict(extra="forbid")

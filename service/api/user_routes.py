@@ -24,6 +24,7 @@ from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState
 from service.errors import BulkPartlyStored, RuleBroken, RuleViolation
+from service.http.admission import Admission
 from service.outcomes.outcomes import Outcomes
 from service.recommend.modality_profile import ModalityProfile, profile_of
 from service.recommend.recent_histories import RecentHistories
@@ -38,6 +39,7 @@ from service.telemetry.metrics import Metrics
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(request_models.Id)
 _SAMPLES = 12
 _LARGEST_LEAD_S = 86_400
+_EVENTS_OF_A_REQUEST = 64  # of a bulk: they take the service about as long as one recommendation
 _STORED_IN: dict[Meaning, StoredIn] = {
     "positive": "history",
     "negative": "history",
@@ -100,6 +102,7 @@ class UserRoutes:
         arms: chooses the arm of a user where an experiment runs.
         outcomes: attributes events to answers; None: none is attributed.
         outcome_store: has the answers to a user, also of the time before outcomes were switched off.
+        admission: counts the requests in progress.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class UserRoutes:
         arms: Arms,
         outcomes: Outcomes | None,
         outcome_store: OutcomeStore,
+        admission: Admission,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
@@ -132,6 +136,7 @@ class UserRoutes:
         self._outcomes = outcomes
         self._forget_answers = outcome_store.forget if outcomes is None else outcomes.forget
         self._require_consent = retention.require_consent
+        self._admission = admission
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -149,10 +154,15 @@ class UserRoutes:
         else:
             received = [validate(request_models.EventRequest, body)]
         trace.lap("parse")
+        weight, name = -(-len(received) // _EVENTS_OF_A_REQUEST), f"a bulk of {len(received)} events"
+        with self._admission.batch(weight, name, overloaded=trace.overloaded):
+            return await self._store(received, trace, whole="events" in body)
+
+    async def _store(self, received: Sequence[request_models.EventRequest], trace: Trace, *, whole: bool) -> Response:
         now = time()
         by_default = not self._require_consent
         types = self._event_types(self._active_bundle.get())
-        _check_times(received, now, whole="events" in body)
+        _check_times(received, now, whole=whole)
         consents = [by_default if one.consent is None else one.consent for one in received]
         places = [place for place, consents_to in enumerate(consents) if consents_to]
         events = [_event(received[place], now, types, self._arms) for place in places]
@@ -231,7 +241,7 @@ class UserRoutes:
         user_id = _user_id(request)
         session_id = validate(request_models.MergeRequest, await read_json(request)).session_id
         trace.lap("parse")
-        moved = await self._histories.merge(session_id, user_id)
+        moved = await self._histories.merge(session_id, user_id, self._forget_answers)
         trace.lap("store")
         return json_response({"user_id": user_id, "session_id": session_id, "moved": moved})
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message, Producer
 
 _URL: Final = re.compile(
-    r"(?i:kafka)://(?P<servers>[\w.\-\[\]:]+:\d+(?:,[\w.\-\[\]:]+:\d+)*)/(?P<topic>[A-Za-z0-9._-]{1,249})"
+    r"(?i:kafka)://(?P<servers>[\w.\-\[\]:]+:[0-9]+(?:,[\w.\-\[\]:]+:[0-9]+)*)/(?P<topic>[A-Za-z0-9._-]{1,249})"
 )
 _FULL_QUEUE_S: Final = 0.1
 _SILENT: Final = logging.getLogger("vlm2rec.kafka")

@@ -24,8 +24,9 @@ class Admission:
     in. Turning requests away takes little time, but an event loop that cannot keep up is late with that too. So the
     limit shrinks until the event loop is prompt, and grows again when it is.
 
-    A batch enters as one request, and counts as its members once these are known. All batches together may take half of
-    the places, so that single requests are let in beside them; one batch alone always may.
+    A batch of recommendations or a bulk of events enters as one request, and counts as several once its members are
+    known. All batches together may take half of the places, so that single requests are let in beside them; one batch
+    alone always may.
 
     Args:
         bound: most requests that may be in progress, at least 2.
@@ -86,24 +87,25 @@ class Admission:
             self._credit = min(self._credit + 1, _MOST_CREDIT)
 
     @contextmanager
-    def batch(self, members: int, *, overloaded: bool) -> Iterator[None]:
-        """Count a request that has entered as its members, at most 16, until the end of the context.
+    def batch(self, weight: int, name: str, *, overloaded: bool) -> Iterator[None]:
+        """Count a request that has entered as several, at most 16, until the end of the context.
 
         Args:
-            members: of the batch; one is a request like any other.
-            overloaded: the members get popular items, for which there must be credit.
+            weight: recommendations that take as long; one is a request like any other.
+            name: of the batch in the refusal, as in ``a batch of 3 requests``.
+            overloaded: it entered where requests get popular items, for which there must be credit.
 
         Raises:
             QueueFull: the batches in progress, or popular items, leave no place.
         """
-        if members < 2:
+        if weight < 2:
             yield
             return
-        weight = min(members, _HEAVIEST_BATCH)
+        weight = min(weight, _HEAVIEST_BATCH)
         cost = (weight - 1) * _RESPONSES_PER_POPULAR_ONE if overloaded else 0
         if (self._batches and self._members + weight > self._limit // 2) or cost > self._credit:
             self._on_batch_refused()
-            raise QueueFull(f"too much is in progress for a batch of {members} requests; ask again later")
+            raise QueueFull(f"too much is in progress for {name}; ask again later")
         self._credit -= cost
         self._count_batch(1, weight)
         try:

@@ -98,7 +98,7 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 
     def key(label: str) -> tuple[int, int, str]:
         number = label.partition("-")[0]
-        return (0, int(number), label) if number.isdigit() and len(number) <= 3 else (1, 0, label)
+        return (0, int(number), label) if number.isascii() and number.isdigit() and len(number) <= 3 else (1, 0, label)
 
     return sorted(labels, key=key)
 

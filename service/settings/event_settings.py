@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from index.bundle.event_types import DEFAULT_EVENT_TYPES, EventTypes
 from index.errors import EventTypesError
 from service.settings.groups import SettingsGroup
+from service.settings.plain_numbers import DECIMAL
 
 
 def _split_table(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of the file
@@ -19,10 +20,8 @@ def _split_table(value: Any) -> Any:  # noqa: ANN401 - any value of a variable o
         name, _, said = part.rpartition("=")
         if name.strip() in table:
             raise ValueError("must name each type once")
-        try:
-            table[name.strip()] = float(said)
-        except ValueError:
-            table[name.strip()] = said.strip()
+        said = said.strip()
+        table[name.strip()] = float(said) if DECIMAL.fullmatch(said) else said
     return table
 
 

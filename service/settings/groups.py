@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from index.machine.cores import available_cores
+from service.settings.plain_numbers import PlainNumbers
 from service.settings.redis_url import RedisKind, database_of, kind_of
 from service.settings.secret_files import read_secret
 
@@ -48,7 +48,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 FilePath = Annotated[Path, BeforeValidator(_check_path)]
 
 
-class SettingsGroup(BaseModel):
+class SettingsGroup(PlainNumbers):
     """A group of settings.
 
     A field has the name of its variable in lower case without the prefix, so a name occurs in one group only.

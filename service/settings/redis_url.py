@@ -9,8 +9,8 @@ RedisKind = Literal["one", "sentinel", "cluster"]
 
 _SCHEME: Final = re.compile(r"(rediss?)\+(cluster|sentinel)")
 _AUTHORITY: Final = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.DOTALL)
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,@\s]+)(?::(\d{1,5}))?")
-_PATH: Final = re.compile(r"/([^/]+)(?:/(\d+))?/?")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,@\s]+)(?::([0-9]{1,5}))?")
+_PATH: Final = re.compile(r"/([^/]+)(?:/([0-9]+))?/?")
 _PORTS: Final = {"cluster": 6379, "sentinel": 26_379}
 _MOST_HOSTS: Final = 64
 

@@ -11,7 +11,7 @@ from service.settings.secret_files import read_secret
 
 RULE: Final = "must be faiss, or milvus+http://host:port or milvus+https://host:port, with /database where it has one"
 _URL: Final = re.compile(
-    r"milvus\+(https?://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?)(?:/([A-Za-z_]\w{0,254})?)?"
+    r"milvus\+(https?://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?)(?:/([A-Za-z_]\w{0,254})?)?"
 )
 
 

@@ -105,13 +105,18 @@ class HistoryStore(HistoryReader, Protocol):
         """
         ...
 
-    async def merge(self, session_id: str, user_id: str) -> int:
+    async def merge(self, session_id: str, user_id: str, forget: Forget | None = None) -> int:
         """Move an anonymous session's history, impressions and event ids to a user, in one step.
 
         In a cluster it takes several steps. After a failure it is called again, and goes on.
 
         Both histories are merged by time. Later events of the session are stored for the user. Entries in the stream
-        stay those of the session.
+        stay those of the session. A user who has too many sessions loses the oldest one, which is erased first.
+
+        Args:
+            session_id: of the anonymous session.
+            user_id: of the user.
+            forget: awaited with the owner of each session that is erased for this one, before its data is deleted.
 
         Returns:
             How many entries of the history were moved; 0 if the session was merged into this user before.

@@ -49,6 +49,14 @@ end
 return #ids
 """)
 
+# KEYS: the user that a session was merged into. ARGV: user. Frees the session, unless it became another user's since.
+FREE_SESSION: Final = Script("""
+if redis.call('HGET', KEYS[1], 'user') ~= ARGV[1] then
+    return 0
+end
+return redis.call('UNLINK', KEYS[1])
+""")
+
 # One batch of the old stream: deletes the user's entries in it and returns where the next batch starts ('' at the end).
 ERASE_FROM_OLD_STREAM: Final = Script("""
 local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3])

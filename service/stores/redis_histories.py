@@ -47,7 +47,7 @@ from service.stores.history_keys import (
 from service.stores.history_records import append_caps, entries_of, event_arguments, event_of, merge_caps
 from service.stores.protocols import Event, Forget, HistoryEntry, session_of, session_owner
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
-from service.stores.redis_erasure_scripts import ERASE, ERASE_FROM_OLD_STREAM, NEEDS_KEY
+from service.stores.redis_erasure_scripts import ERASE, ERASE_FROM_OLD_STREAM, FREE_SESSION, NEEDS_KEY
 from service.stores.redis_history_scripts import APPEND, OF_MERGED_SESSION, TO_BE_MOVED
 from service.stores.redis_merge_scripts import MERGE
 from service.stores.redis_reasons import serves_reads
@@ -173,7 +173,7 @@ class RedisHistories:
         with self._translated("recent"):
             return entries_of(await self._list(keys_of(self._prefix, owner).impressions))
 
-    async def merge(self, session_id: str, user_id: str) -> int:
+    async def merge(self, session_id: str, user_id: str, forget: Forget | None = None) -> int:
         """Merge a session into a user; see `HistoryStore.merge`."""
         keys = [
             *keys_of(self._prefix, session_owner(session_id)),
@@ -187,7 +187,7 @@ class RedisHistories:
                 self._count_lost(lost)
                 if kind != b"session":
                     break
-                await self._erase_session(value.decode(), user_id)
+                await self._forget_session(value.decode(), user_id, forget)
         if kind == b"moved":
             return int(value)
         if value != user_id.encode():
@@ -242,7 +242,7 @@ class RedisHistories:
         """Erase a merged session; its record at the user goes last, so that an interrupted erasure can go on."""
         owner = session_owner(session_id)
         await self._erase_owner(owner)
-        await self._writes.call("UNLINK", keys_of(self._prefix, owner).merges, kind=int)
+        await self._writes.run(FREE_SESSION, [keys_of(self._prefix, owner).merges], [user_id], int)
         await self._writes.call("ZREM", keys_of(self._prefix, user_id).merges, session_id, kind=int)
 
     async def _erase_owner(self, owner: str) -> None:

@@ -44,6 +44,8 @@ def test_the_parts_of_sentinels() -> None:
         ("redis+cluster://a,,b", "1 to 64 hosts"),
         ("redis+cluster://" + ",".join(f"h{n}" for n in range(65)), "1 to 64 hosts"),
         ("redis+cluster://a:port", "1 to 64 hosts"),
+        ("redis+cluster://a:６３７９", "1 to 64 hosts"),
+        ("redis+sentinel://a/m/１", "name of the master"),
         ("redis+cluster://a:70000", "ports of 1 to 65535"),
         ("redis+cluster://a/1", "only the database 0"),
         ("redis+cluster://a?db=3", "only the database 0"),

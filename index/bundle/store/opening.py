@@ -123,7 +123,7 @@ def _endpoint() -> str:
             if (
                 parts is None
                 or parts.scheme not in {"http", "https"}
-                or not _HOST.fullmatch(re.sub(r":\d{1,5}$", "", parts.netloc))
+                or not _HOST.fullmatch(re.sub(r":[0-9]{1,5}$", "", parts.netloc))
                 or parts.query
                 or parts.fragment
             ):

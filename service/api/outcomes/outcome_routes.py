@@ -4,7 +4,7 @@ from time import time
 from typing import Annotated, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from service.api.routing import KEY_PROBLEMS, Operation, add_operations, admit_t
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import Conflict, RuleBroken, RuleViolation
 from service.outcomes.breakdown import LONGEST_S, Period, breakdown, left_out
+from service.settings.plain_numbers import PlainNumbers
 from service.stores.outcomes.outcome_store import OutcomeStore
 
 OFF = "outcomes are off here: set VLM2REC_OUTCOMES=true to keep answers and to count what they bring"
@@ -27,7 +28,7 @@ OFF = "outcomes are off here: set VLM2REC_OUTCOMES=true to keep answers and to c
 _DAY_S = 86_400.0
 
 
-class OutcomesQuery(BaseModel):
+class OutcomesQuery(PlainNumbers):
     """Query parameters of ``GET /outcomes``."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

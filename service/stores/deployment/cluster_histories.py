@@ -65,7 +65,7 @@ class ClusterHistories(RedisHistories):
         renewal: Renewal | None = None,
     ) -> None:
         super().__init__(redis, retention, watch=watch, renewal=renewal)
-        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session, self._count_lost)
+        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._count_lost)
 
     async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store events; see `HistoryStore.append`. Of each bucket all are stored or none.
@@ -90,10 +90,10 @@ class ClusterHistories(RedisHistories):
             ) from unavailable
         return sorted(bulk.new)
 
-    async def merge(self, session_id: str, user_id: str) -> int:
+    async def merge(self, session_id: str, user_id: str, forget: Forget | None = None) -> int:
         """Merge a session into a user; see `HistoryStore.merge`. Called again after a failure, it goes on."""
         with self._translated("merge"):
-            moved = await self._merges.merge(session_id, user_id)
+            moved = await self._merge(session_id, user_id, forget)
         if moved is None:
             raise SessionMerged(f'session_id must be of a session of this user; "{session_id}" is of another one')
         return moved
@@ -110,6 +110,11 @@ class ClusterHistories(RedisHistories):
     async def _end_merges(self, user_id: str, forget: Forget | None) -> None:
         """End merges into a user who is being erased; sessions that they have claimed are erased."""
         await self._merges.end(user_id, lambda session: self._forget_session(session, user_id, forget))
+
+    async def _merge(self, session_id: str, user_id: str, forget: Forget | None) -> int | None:
+        return await self._merges.merge(
+            session_id, user_id, lambda oldest: self._forget_session(oldest, user_id, forget)
+        )
 
     async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""
@@ -155,7 +160,7 @@ class ClusterHistories(RedisHistories):
             if user is not None:
                 users[owner] = user.decode()
                 if moving is not None:
-                    await self._merges.merge(session_id, users[owner])
+                    await self._merge(session_id, users[owner], None)
         return [
             sent._replace(event=replace(sent.event, user_id=users.get(sent.event.user_id, sent.event.user_id)))
             for sent in events

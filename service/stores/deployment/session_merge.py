@@ -55,7 +55,6 @@ class SessionMerge:
         writes: to the cluster.
         prefix: of all keys.
         retention: caps and times to live.
-        erase_session: erases a session of a user that has too many.
         count_lost: receives how many events were cut at the cap of a stream before they were exported.
     """
 
@@ -64,19 +63,22 @@ class SessionMerge:
         writes: Pipeline,
         prefix: str,
         retention: HistorySettings,
-        erase_session: Callable[[str, str], Awaitable[None]],
         count_lost: Callable[[int], None],
     ) -> None:
         self._writes = writes
         self._prefix = prefix
         self._retention = retention
-        self._erase_session = erase_session
         self._count_lost = count_lost
 
-    async def merge(self, session_id: str, user_id: str) -> int | None:
+    async def merge(self, session_id: str, user_id: str, erase: Callable[[str], Awaitable[None]]) -> int | None:
         """Merge; returns how many entries of the history were moved, 0 if nothing was left to be moved.
 
         Returns None if the session was merged into another user.
+
+        Args:
+            session_id: of the session.
+            user_id: of the user.
+            erase: erases the oldest session of a user that has too many.
 
         Raises:
             RedisUnavailable: a call was not answered, or other attempts always came between; call again.
@@ -87,7 +89,7 @@ class SessionMerge:
         user_keys, merging = [*keys_of(self._prefix, user_id)], merging_key(self._prefix, user_id)
         kept, token = self._retention, ""
         for _ in range(_MOST_ATTEMPTS):
-            token = await self._prepare(session_id, user_id, refused=token)
+            token = await self._prepare(session_id, user_id, erase, refused=token)
             of_session: list[Part] = [
                 *(user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id, *stream_caps(kept), token)
             ]
@@ -157,7 +159,9 @@ class SessionMerge:
         """Seconds that a merge in progress is known: longer than the session's data, so that no copy is made twice."""
         return 2 * max(self._retention.session_ttl_s, self._retention.impressions_ttl_s)
 
-    async def _prepare(self, session_id: str, user_id: str, *, refused: str) -> str:
+    async def _prepare(
+        self, session_id: str, user_id: str, erase: Callable[[str], Awaitable[None]], *, refused: str
+    ) -> str:
         """The token of an attempt; another one than that which was refused."""
         keys = [keys_of(self._prefix, user_id).merges, merging_key(self._prefix, user_id)]
         while True:
@@ -165,4 +169,4 @@ class SessionMerge:
             token, oldest = texts(await self._writes.run(PREPARE, keys, arguments, list))
             if not oldest:
                 return token
-            await self._erase_session(oldest, user_id)
+            await erase(oldest)

@@ -3,6 +3,7 @@
 import gc
 import mmap
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -89,10 +90,10 @@ def test_finds_every_row_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             ItemIds(wrong)
 
 
-@pytest.mark.parametrize("collide", [False, True])
-def test_names_the_repeated_id(monkeypatch: pytest.MonkeyPatch, collide: bool) -> None:
-    if collide:
-        monkeypatch.setattr("index.items.item_ids.hash", lambda _text: -1, raising=False)
+@pytest.mark.parametrize("hashed", [None, lambda _text: -1, ord], ids=["by Python", "equal", "equal high bits"])
+def test_names_the_repeated_id(monkeypatch: pytest.MonkeyPatch, hashed: Callable[[str], int] | None) -> None:
+    if hashed is not None:
+        monkeypatch.setattr("index.items.item_ids.hash", hashed, raising=False)
     with pytest.raises(ItemTableError, match="'b' is repeated"):
         ItemIds(["a", "b", "c", "b"])
     assert len(ItemIds(["a", "b", "c", "d"])) == 4

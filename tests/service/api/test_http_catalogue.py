@@ -68,6 +68,8 @@ def test_the_catalogue_page_by_page(client: TestClient, bundle: Bundle) -> None:
         ("limit=0", "limit"),
         ("limit=x", "limit"),
         ("limit=1001", "limit"),
+        *((f"limit={sent}", "limit") for sent in ("1_0", "%2010", "10%20", "%2B10", "+10", "10.0", "1e1", "-", "")),
+        ("limit=%EF%BC%91%EF%BC%90", "limit"),
         ("cursor=-1", "cursor"),
         ("cursor=", "cursor"),
         ("cursor=1.x", "cursor"),

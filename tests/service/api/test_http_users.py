@@ -1,11 +1,16 @@
 """Events, histories and their erasure over HTTP."""
 
+import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
+
+from tests.support.shops import OpenClient, metric
 
 
 def history(client: TestClient, user: str) -> list[dict[str, Any]]:
@@ -89,6 +94,48 @@ def test_a_thousand_at_once(client: TestClient) -> None:
         "without_consent": 0,
     }
     assert len(history(client, "crowd0")) == 143
+
+
+def test_a_second_large_bulk_is_refused_where_single_events_are_not(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand events take as long as 16 recommendations, and count as many."""
+    storing, released = threading.Event(), threading.Event()
+    event = {"user_id": "bulk", "item_id": "i1"}
+    with open_client(queue_bound=32) as client, ThreadPoolExecutor(1) as threads:
+        histories = client.app.state.histories  # type: ignore[attr-defined]
+        append = histories.append
+
+        async def held(events: Any) -> Any:
+            if len(events) == 1000:
+                storing.set()
+                while not released.is_set():
+                    await asyncio.sleep(0.01)
+            return await append(events)
+
+        def stored(count: int) -> int:
+            answer = client.post("/events", json={"events": [event] * count})
+            assert answer.status_code == 200, answer.text
+            return int(answer.json()["stored"])
+
+        monkeypatch.setattr(histories, "append", held)
+        first = threads.submit(stored, 1000)
+        try:
+            assert storing.wait(60)
+            assert client.app.state.admission.in_progress == 15  # type: ignore[attr-defined]  # not counted by the server
+            refused = client.post("/events", json={"events": [event] * 1000})
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["type"] == "urn:vlm2rec:problem:queue-full"
+            assert "a bulk of 1000 events" in refused.json()["detail"]
+            assert client.post("/recommend/batch", json={"requests": [{"items": ["i1"]}] * 2}).status_code == 429
+            assert metric(client, "vlm2rec_shed_total", reason="refused") == 2
+            assert stored(64) == 64  # as long as one recommendation
+            assert client.post("/events", json=event).status_code == 200
+        finally:
+            released.set()
+        assert first.result() == 1000
+        assert stored(1000) == 1000
+        assert client.app.state.admission.in_progress == 0  # type: ignore[attr-defined]
 
 
 def test_the_history_is_capped(open_client: Any) -> None:

@@ -72,7 +72,7 @@ def held(admission: Admission, stack: ExitStack, members: int, *, overloaded: bo
     if not admission.enter(request := object()):
         return False
     try:
-        stack.enter_context(admission.batch(members, overloaded=overloaded))
+        stack.enter_context(admission.batch(members, "a batch", overloaded=overloaded))
     except QueueFull:
         admission.leave(request)
         return False

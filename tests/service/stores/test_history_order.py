@@ -238,6 +238,31 @@ def test_an_erasure_hands_on_every_owner_before_it_deletes_its_data(redis_url: s
     assert handed_on == [(SESSION, 1), ("u", 1), (session_owner("s2"), 1), ("u", 0)]
 
 
+def test_erasing_a_user_leaves_a_session_that_became_another_users_to_that_user(redis_url: str) -> None:
+    """What says whose a session is expires; the visitor may keep its id, and log in as somebody else."""
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check(client: "redis.Redis[bytes]") -> None:
+        store = open_histories(redis_url, prefix=prefix, timeout_s=5.0)
+        await store.append([event("a", 9, SESSION)])
+        assert await store.merge("s", "u") == 1
+        client.delete(keys_of(prefix, SESSION).merges)  # as after its time to live
+        await store.append([event("b", 8, SESSION)])
+        assert await store.merge("s", "v") == 1
+        await store.erase("u")
+        await store.append([event("c", 7, SESSION)])
+        assert [entry.item_id for entry in await store.entries("v")] == ["b", "c"]
+        with pytest.raises(SessionMerged):
+            await store.merge("s", "w")
+        await store.erase("v")
+        assert await store.stream() == []
+        assert await store.merge("s", "w") == 0
+        await store.close()
+
+    with redis.Redis.from_url(redis_url) as client:
+        asyncio.run(check(client))
+
+
 def test_keys_of_a_merge_expire_and_an_erasure_leaves_none(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
