@@ -288,6 +288,9 @@ def test_refuses_missing_directory_missing_files_and_ambiguity(tmp_path: Path, w
     assert "there is none at this path" in refusal(tmp_path / "nowhere")
     assert "needs items.csv or items.jsonl or items.parquet" in refusal(tmp_path)
     write()
+    assert refusal(tmp_path / "items.csv").endswith(
+        "is a file; a dataset is a directory, so name the one that holds it"
+    )
     (tmp_path / "items.jsonl").write_text("{}")
     assert "items.csv and items.jsonl; keep one" in refusal(tmp_path)
     (tmp_path / "items.jsonl").unlink()

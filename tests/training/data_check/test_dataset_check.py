@@ -284,6 +284,9 @@ def test_progress_rises_to_one_in_every_step(checked: Check, tmp_path: Path) -> 
 def test_a_missing_directory_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="there is none at this path"):
         check_dataset(tmp_path / "nowhere")
+    (tmp_path / "items.csv").write_text("item_id\n")
+    with pytest.raises(DatasetError, match="is a file; a dataset is a directory"):
+        check_dataset(tmp_path / "items.csv")
 
 
 CELL = st.sampled_from(["i0", "i1", "i2", "", " ", "7", "x" * 300, "\x01", "ü", '"a,b"'])
