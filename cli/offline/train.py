@@ -37,6 +37,10 @@ _TRAINING = "train"
 _MODEL = "model"
 _EMBEDDINGS = "embeddings"
 _UNREADABLE_SHOWN = 5
+_LACKING = {
+    "text": "no item has a text with a letter or digit in it: pictures and behaviour alone recommend",
+    "image": "no item has a readable picture: texts and behaviour alone recommend",
+}
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -289,6 +293,9 @@ def embed_items(
 def print_baseline(embeddings: "Embeddings", dataset: "Dataset") -> None:
     """Print what was embedded without a vision-language model."""
     _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
+    for name, lacking in _LACKING.items():
+        if not embeddings.vectors[name].any():
+            _console.print(lacking)
     _print_not_found(dataset.pictures_not_found())
     _print_unreadable(embeddings.unreadable)
 

@@ -103,23 +103,15 @@ def build_bundle(
     used = None if lists is None else _used(lists, table)
     created = now or datetime.now(UTC)
     quality = _quality(evaluation, encoder, used, refit, exclude_seen=exclude_seen)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _scratch(out) as directory:
-            indexed = _write_items(table, directory, report_progress)
-            shutil.copyfile(encoder, directory / ENCODER_FILE)
-            evaluation_queries.save(directory / EVALUATION_QUERIES_FILE)
-            if used is not None:
-                report_progress("lists", 0.0)
-                used.save(directory / LISTS_DIRECTORY)
-            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec, used, refit)
-            choice, made = write_index(draft, report_progress)
-            record, gate = write_report(draft, choice.kind, choice.reason, made, quality, created, report_progress)
-            given: dict[str, Any] = {"exclude_seen": exclude_seen, "event_types": event_types}
-            manifest = _seal(draft, record, gate, created, report_progress, **given)
-            return _put_in_place(directory, out / manifest.id)
-    except (OSError, pa.ArrowException) as error:
-        raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
+    with _disk_errors(out), _scratch(out) as directory:
+        indexed = _write_items(table, directory, report_progress)
+        _write_queried(encoder, evaluation_queries, used, directory, report_progress)
+        draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec, used, refit)
+        choice, made = write_index(draft, report_progress)
+        record, gate = write_report(draft, choice.kind, choice.reason, made, quality, created, report_progress)
+        given: dict[str, Any] = {"exclude_seen": exclude_seen, "event_types": event_types}
+        manifest = _seal(draft, record, gate, created, report_progress, **given)
+        return _put_in_place(directory, out / manifest.id)
 
 
 def _check(table: ItemTable, evaluation_queries: EvaluationQueries, spec: IndexSpec) -> None:
@@ -186,12 +178,22 @@ def _used(lists: ItemLists, table: ItemTable) -> ItemLists | None:
 
 
 @contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn what the operating system or Arrow says of a disk into a :class:`BundleError`."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
+
+
+@contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
     """A hidden directory, removed at the end unless it was renamed; leftovers of killed builds are removed first.
 
     A build holds a lock on its directory. The kernel releases it when the process ends, so an unlocked directory is the
     leftover of a killed build.
     """
+    out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(f"{_BUILDING}*"):
         with contextlib.suppress(OSError), directory_lock(leftover):
             shutil.rmtree(leftover)
@@ -228,6 +230,17 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     if table.thumbnails is not None:
         table.thumbnails.copy_to(directory / THUMBNAILS_FILE)
     return indexed
+
+
+def _write_queried(
+    encoder: Path, queries: EvaluationQueries, lists: ItemLists | None, directory: Path, progress: Progress
+) -> None:
+    """Write what a search reads beside the vectors, and the queries that measure it."""
+    shutil.copyfile(encoder, directory / ENCODER_FILE)
+    queries.save(directory / EVALUATION_QUERIES_FILE)
+    if lists is not None:
+        progress("lists", 0.0)
+        lists.save(directory / LISTS_DIRECTORY)
 
 
 def _seal(

@@ -105,12 +105,15 @@ def read_rows(path: ExportPath, size: int | None = None) -> pa.Table:
         FileNotFoundError: there is no such file.
         ExportUnavailable: the object store does not answer, or refuses.
         EventExportError: it cannot be read, has another size, or its columns are not those of an export.
+        MemoryError: there is not enough memory.
     """
     try:
         content = pa.BufferReader(content_of(path, size=size))
-        table = pq.read_table(content, partitioning=None, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise
+        # Arrow waits without end for a thread that could not be started for want of memory.
+        with pq.ParquetFile(content, pre_buffer=False, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+    except (FileNotFoundError, pa.ArrowMemoryError):
+        raise  # too little memory says nothing about the file
     except (OSError, pa.ArrowException) as error:
         raise EventExportError(f"{path}: cannot be read ({error}); restore it from a copy") from error
     if table.schema.names != SCHEMA.names:

@@ -1,7 +1,6 @@
 """A tiny catalogue and tiny ONNX encoders whose outputs are known by hand."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,7 +11,6 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
@@ -24,37 +22,9 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
 from index.search.scoring import rescore
+from tests.support.mean_encoder import mean_encoder
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
-
-
-def mean_model(layout: SlotLayout, max_history: int, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-    """queries = sum over L of histories (padding is zero) / lengths."""
-    nodes = [
-        helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
-        helper.make_node("Cast", ["lengths"], ["count"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["count", "axis"], ["column"]),
-        helper.make_node("Div", ["total", "column"], ["queries"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "mean",
-        [
-            helper.make_tensor_value_info("histories", TensorProto.FLOAT, ["B", "L", layout.dim]),
-            helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
-        ],
-        [helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", layout.dim])],
-        [numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if metadata is None:
-        metadata = {
-            "layout": json.dumps([[slot.name, slot.dim] for slot in layout.slots]),
-            "max_history": str(max_history),
-            "format": "1",
-        }
-    helper.set_model_props(model, metadata)
-    return model
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +39,7 @@ def make_encoder() -> Callable[..., Path]:
     def write(
         path: Path, layout: SlotLayout = LAYOUT, max_history: int = 12, metadata: dict[str, str] | None = None
     ) -> Path:
-        onnx.save(mean_model(layout, max_history, metadata), path)
+        onnx.save(mean_encoder(layout, max_history, newest=False, metadata=metadata), path)
         return path
 
     return write

@@ -1,4 +1,4 @@
-"""An ONNX encoder written by hand, for tests in which the fitted one is not what is tested."""
+"""ONNX encoders written by hand, for tests in which the fitted one is not what is tested."""
 
 import json
 from pathlib import Path
@@ -15,35 +15,53 @@ if TYPE_CHECKING:
     from training.encoder.onnx_export import ExportParity
 
 
-def write_mean_encoder(layout: SlotLayout, max_history: int, path: Path) -> None:
-    """Write an encoder that says 1.5 × the mean of the history + its newest item."""
+def mean_encoder(
+    layout: SlotLayout, max_history: int, *, newest: bool = True, metadata: dict[str, str] | None = None
+) -> onnx.ModelProto:
+    """An encoder that says 1.5 × the mean of the history + its newest item.
+
+    Args:
+        layout: its slots.
+        max_history: most items that it reads.
+        newest: False: the mean alone.
+        metadata: properties instead of those that name slots and length of histories.
+    """
+    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")
+    factor = numpy_helper.from_array(np.array([1.5], dtype=np.float32), "factor")
     nodes = [
         helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
         helper.make_node("Unsqueeze", ["lengths", "axis"], ["column"]),
         helper.make_node("Cast", ["column"], ["count"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["total", "count"], ["mean"]),
-        helper.make_node("Mul", ["mean", "factor"], ["scaled"]),
-        helper.make_node("Sub", ["column", "axis"], ["last"]),
-        helper.make_node("GatherND", ["histories", "last"], ["newest"], batch_dims=1),
-        helper.make_node("Add", ["scaled", "newest"], ["queries"]),
+        helper.make_node("Div", ["total", "count"], ["mean" if newest else "queries"]),
     ]
+    if newest:
+        nodes += [
+            helper.make_node("Mul", ["mean", "factor"], ["scaled"]),
+            helper.make_node("Sub", ["column", "axis"], ["last"]),
+            helper.make_node("GatherND", ["histories", "last"], ["newest"], batch_dims=1),
+            helper.make_node("Add", ["scaled", "newest"], ["queries"]),
+        ]
     graph = helper.make_graph(
         nodes,
-        "mean and newest",
+        "mean and newest" if newest else "mean",
         [
             helper.make_tensor_value_info("histories", TensorProto.FLOAT, ["B", "L", layout.dim]),
             helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
         ],
         [helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", layout.dim])],
-        [
-            numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"),
-            numpy_helper.from_array(np.array([1.5], dtype=np.float32), "factor"),
-        ],
+        [axis, factor] if newest else [axis],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    slots = json.dumps([[slot.name, slot.dim] for slot in layout.slots])
-    helper.set_model_props(model, {"layout": slots, "max_history": str(max_history), "format": "1"})
-    onnx.save(model, path)
+    if metadata is None:
+        slots = json.dumps([[slot.name, slot.dim] for slot in layout.slots])
+        metadata = {"layout": slots, "max_history": str(max_history), "format": "1"}
+    helper.set_model_props(model, metadata)
+    return model
+
+
+def write_mean_encoder(layout: SlotLayout, max_history: int, path: Path) -> None:
+    """Write an encoder that says 1.5 × the mean of the history + its newest item."""
+    onnx.save(mean_encoder(layout, max_history), path)
 
 
 def export_mean_encoder(encoder: "SequenceEncoder", layout: SlotLayout, path: Path, *, seed: int) -> "ExportParity":

@@ -153,7 +153,6 @@ def make_backbone(
         seed: of the weights.
     """
     tokenizer = train_tokenizer([text for text in texts[:_MOST_TEXTS] if text is not None], vocabulary)
-    ids = tokenizer.get_vocab()
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -163,7 +162,6 @@ def make_backbone(
         "num_key_value_heads": heads,
         "rope_parameters": _rotary(hidden_size // heads // 2),
         "initializer_range": initializer_range,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids[END]),
     }
     vision = {
         "depth": vision_layers,
@@ -172,14 +170,22 @@ def make_backbone(
         "num_heads": vision_heads,
         "patch_size": patch_size,
         "out_hidden_size": hidden_size,
-        "fullatt_block_indexes": list(range(vision_layers)),
         "initializer_range": initializer_range,
     }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_special_ids(ids))
+    model = _random_model(text, vision, tokenizer.get_vocab(), seed)
+    return Backbone(model, tokenizer, _picture_processor(picture_pixels, patch_size, colours))
+
+
+def _random_model(
+    text: Mapping[str, Any], vision: Mapping[str, Any], ids: Mapping[str, int], seed: int
+) -> Qwen2_5_VLModel:
+    """The model with random weights; every block of its vision tower attends to the whole picture."""
+    whole = {"fullatt_block_indexes": list(range(vision["depth"]))}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids[END])
+    config = Qwen2_5_VLConfig(text_config={**text, **tokens}, vision_config={**vision, **whole}, **_special_ids(ids))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLModel(config)
-    return Backbone(model, tokenizer, _picture_processor(picture_pixels, patch_size, colours))
+        return Qwen2_5_VLModel(config)
 
 
 def _special_ids(ids: Mapping[str, int]) -> dict[str, Any]:

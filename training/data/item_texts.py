@@ -7,13 +7,15 @@ import numpy as np
 import polars as pl
 
 NOT_BLANK = r"\S"
-"""Pattern of a text that is more than white space; to strip a long column would copy it."""
+"""Pattern of a cell that is more than white space; to strip a long column would copy it."""
+HAS_WORD = r"[\p{L}\p{N}]"
+"""Pattern of a text with a word: a letter or digit of any script. A dash or dots alone say nothing of an item."""
 
 _SLICE_ROWS = 8_192
 
 
 class ItemTexts(Sequence[str | None]):
-    """The text of each item: of the first column that has one; None where all are missing or only white space.
+    """The text of each item: of the first column with a letter or digit in it; None where there is none.
 
     A large catalogue lies on disk, so no list of its texts is made.
 
@@ -23,7 +25,7 @@ class ItemTexts(Sequence[str | None]):
 
     def __init__(self, columns: pl.DataFrame) -> None:
         self._columns = columns.get_columns()
-        filled = [column.str.contains(NOT_BLANK).fill_null(value=False).to_numpy() for column in self._columns]
+        filled = [column.str.contains(HAS_WORD).fill_null(value=False).to_numpy() for column in self._columns]
         chosen = np.full(columns.height, len(filled), dtype=np.uint8)
         for number in reversed(range(len(filled))):
             chosen[filled[number]] = number

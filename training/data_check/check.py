@@ -13,7 +13,7 @@ from training.data.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITE
 from training.data.event_weights import EventRules
 from training.data.learnable_pairs import check_learnable
 from training.data.sequences import Sequences, leave_one_out
-from training.data.tables.table_files import find_table
+from training.data.tables.table_files import find_table, no_directory
 from training.data.training_pairs import TrainingPairs
 from training.data_check.images import check_images
 from training.data_check.interactions import check_interactions
@@ -55,7 +55,7 @@ def check_dataset(
     """
     place = DataPlace.open(data)
     if not place.directory.is_dir():
-        raise DatasetError(f"{place.directory}: a dataset is a directory, but there is none at this path")
+        raise no_directory(place.directory)
     defects: list[Defect] = []
     item_facts, image_facts, item_ids = _check_catalogue(place, defects, progress)
     progress("interactions", 0.0)

@@ -13,7 +13,7 @@ import polars as pl
 from index.machine.cores import available_cores
 from training.data.data_place import DataPlace
 from training.data.dataset import IMAGE, TEXT, TITLE
-from training.data.item_texts import NOT_BLANK
+from training.data.item_texts import HAS_WORD
 from training.data.picture_reader import open_picture
 from training.data.tables.table_files import ROW
 from training.data_check.report import Defect, ImageFacts, Severity, defect_of
@@ -101,7 +101,7 @@ def check_images(
 
 def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     if not named:
-        texts = pl.any_horizontal(pl.col(name).str.contains(NOT_BLANK).fill_null(value=False) for name in (TITLE, TEXT))
+        texts = pl.any_horizontal(pl.col(name).str.contains(HAS_WORD).fill_null(value=False) for name in (TITLE, TEXT))
         message = f"{file}: no item names a picture"
         if items.select(texts.any()).item():
             message += "; only texts can be trained on"

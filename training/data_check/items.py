@@ -7,7 +7,7 @@ import polars as pl
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
 from training.data.dataset import IMAGE, TEXT, TITLE, broken_ids, metadata_type
-from training.data.item_texts import NOT_BLANK
+from training.data.item_texts import HAS_WORD, NOT_BLANK
 from training.data.tables.column_names import look_alikes
 from training.data.tables.table_files import ROW, nameless_columns, read_table
 from training.data_check.report import Column, Defect, ItemFacts, Severity, defect_of
@@ -53,7 +53,7 @@ def check_items(path: Path, items: pl.DataFrame) -> tuple[ItemFacts, list[Defect
         items: its rows.
     """
     columns, column_defects = _check_metadata(path, items)
-    filled = [pl.col(name).str.contains(NOT_BLANK).fill_null(value=False) for name in (TITLE, TEXT)]
+    filled = [pl.col(name).str.contains(HAS_WORD).fill_null(value=False) for name in (TITLE, TEXT)]
     without_text = items.filter(~filled[0] & ~filled[1])
     facts = ItemFacts(path.name, items.height, items.height - without_text.height, columns)
     return facts, [
@@ -134,16 +134,19 @@ def _check_ids(path: Path, items: pl.DataFrame) -> list[Defect]:
 def _check_texts(path: Path, items: pl.DataFrame, without_text: pl.DataFrame) -> list[Defect]:
     empty = without_text.filter(pl.col(IMAGE).str.strip_chars().fill_null("") == "")
     rest = without_text.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "")
-    if without_text.height == items.height and rest.height:
+    blank = [~pl.col(name).str.contains(NOT_BLANK).fill_null(value=False) for name in (TITLE, TEXT)]
+    if rest.height and items.select((blank[0] & blank[1]).all()).item():
         message = f"{path.name}: no item has a title or text; only pictures can be trained on"
         texts = [Defect("items without text", Severity.NOTE, rest.height, message)]
     else:
         texts = defect_of(
-            "items without text", Severity.WARNING, rest, f"{path.name}: title and text are empty",
+            "items without text", Severity.WARNING, rest,
+            f"{path.name}: neither title nor text has a letter or digit in it",
             "write one; these items are recommended by their picture", example=ITEM_ID,
         )  # fmt: skip
     return texts + defect_of(
-        "items without text and image", Severity.WARNING, empty, f"{path.name}: neither text nor image",
+        "items without text and image", Severity.WARNING, empty,
+        f"{path.name}: neither image nor a title or text with a letter or digit in it",
         "give them one; only behaviour can recommend them", example=ITEM_ID,
     )  # fmt: skip
 

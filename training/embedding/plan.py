@@ -7,7 +7,6 @@ made again. So the vectors do not depend on interruptions. If the catalogue chan
 vectors of unchanged items.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -186,13 +185,24 @@ class _StoredPlan:
 
 
 def _read_plan(directory: Path) -> _StoredPlan | None:
-    with contextlib.suppress(*_DAMAGED, pa.ArrowException, pl.exceptions.PolarsError):
-        table = pq.read_table(directory / PLAN_FILE)
+    """What a directory of work is for; None if that is missing or damaged.
+
+    Raises:
+        MemoryError: there is not enough memory, which says nothing about the file.
+    """
+    try:
+        # Arrow waits without end for a thread that could not be started for want of memory.
+        with pq.ParquetFile(directory / PLAN_FILE, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
         settings = json.loads(table.schema.metadata[_KEY])
         items = pl.from_arrow(table.replace_schema_metadata(None).select([*_COLUMNS, _TAKEN_OVER]))
         sizes = int(settings["shard_items"]), int(settings["batch_items"])
         if isinstance(items, pl.DataFrame) and min(sizes) >= 1:
             return _StoredPlan(items, dict(settings["model"]), *sizes)
+    except pa.ArrowMemoryError:
+        raise
+    except (*_DAMAGED, pa.ArrowException, pl.exceptions.PolarsError):
+        return None
     return None
 
 

@@ -103,14 +103,18 @@ def write_encoder(
         thumbnails=thumbnails,
     ).save(directory / TABLE_DIRECTORY)
     save_projection(projection, directory / PROJECTION_FILE)
-    partial = directory / f"{WEIGHTS_FILE}.part"
-    save_file({name: value.contiguous() for name, value in model.encoder.state_dict().items()}, partial)
-    partial.replace(directory / WEIGHTS_FILE)
+    _save_weights(model, directory / WEIGHTS_FILE)
     return {
         "slots": [[slot.name, slot.dim] for slot in model.layout.slots],
         "model": provenance,
         "parity": {"cases": parity.cases, "difference": parity.difference},
     }
+
+
+def _save_weights(model: SlotModel, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    save_file({name: value.contiguous() for name, value in model.encoder.state_dict().items()}, partial)
+    partial.replace(path)
 
 
 def slot_vectors(

@@ -101,23 +101,16 @@ def freeze_inputs(
         OSError: the directory cannot be written.
     """
     place, shop = export_path(events), DataPlace.open(data)
-    erased, catalogue = _erasures(place), catalogue_state(shop)
-    path = directory / _INPUTS_FILE
     inputs = {
         "format": _FORMAT_VERSION,
         "mark": mark,
         "data": shop.absolute(),
         "events": str(place.resolve() if isinstance(place, Path) else place),
-        "erased": erased,
+        "erased": _erasures(place),
     }
-    found = _read(path)
-    if found is not None and {name: found.get(name) for name in inputs} == inputs:
-        outdated = found.get(_CATALOGUE) != catalogue
-        if outdated:
-            drop_outdated()
-            found[_CATALOGUE] = catalogue
-            replace_text(path, json.dumps(found, indent=1))
-        return RetrainingInputs(directory, found, resumed=True, outdated=outdated)
+    catalogue = catalogue_state(shop)
+    if (found := _read(directory / _INPUTS_FILE)) and {name: found.get(name) for name in inputs} == inputs:
+        return _resumed(directory, found, catalogue, drop_outdated)
     _delete(directory)
     directory.mkdir(parents=True)
     exported = read_export(place)
@@ -125,7 +118,7 @@ def freeze_inputs(
     if frame.is_empty():
         raise DatasetError(f"{events}: neither the export nor {shop.name} has an interaction; export events first")
     cutoff, before = _before_last_days(frame, days, events)
-    found = inputs | {
+    record = inputs | {
         _CATALOGUE: catalogue,
         "cutoff": cutoff,
         "served_recipe": None if served_recipe is None else dict(served_recipe),
@@ -136,11 +129,31 @@ def freeze_inputs(
         "interactions": frame.height,
         "before": before.height,
     }
-    frozen = RetrainingInputs(directory, found, resumed=False)
+    return _frozen(directory, record, frame, before)
+
+
+def _resumed(
+    directory: Path, found: dict[str, Any], catalogue: str, drop_outdated: Callable[[], None]
+) -> RetrainingInputs:
+    """The inputs of a killed job, whose record then names the catalogue of today."""
+    outdated = found.get(_CATALOGUE) != catalogue
+    if outdated:
+        drop_outdated()
+        _record(directory, found | {_CATALOGUE: catalogue})
+    return RetrainingInputs(directory, found | {_CATALOGUE: catalogue}, resumed=True, outdated=outdated)
+
+
+def _frozen(directory: Path, record: dict[str, Any], frame: pl.DataFrame, before: pl.DataFrame) -> RetrainingInputs:
+    """Write the inputs of a new job, the record last: a job killed before it begins anew."""
+    frozen = RetrainingInputs(directory, record, resumed=False)
     frame.write_parquet(frozen.everything)
     before.write_parquet(frozen.before)
-    replace_text(path, json.dumps(found, indent=1))
+    _record(directory, record)
     return frozen
+
+
+def _record(directory: Path, record: dict[str, Any]) -> None:
+    replace_text(directory / _INPUTS_FILE, json.dumps(record, indent=1))
 
 
 def _before_last_days(frame: pl.DataFrame, days: float, events: str | ExportPath) -> tuple[int, pl.DataFrame]:

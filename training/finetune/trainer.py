@@ -83,15 +83,13 @@ def train_vlm(
         directory: of the run's training, see :mod:`training.finetune.run_directory`.
         config: of the run.
         validation: held-out events, needed if ``train.validate_every`` is set.
-        newest_event: time of the newest event that decides the weights, seconds since 1970 UTC, for the record; None:
-            not recorded.
+        newest_event: time of the newest event that decides the weights, seconds since 1970 UTC; None: not recorded.
         resume: continue from the newest checkpoint; without one, start.
         report: called after every step, in the first process alone.
         embedding: called while a frozen encoder embeds the catalogue before the first step.
 
     Returns:
-        Directory of the trained model, for ``load_embedder`` of :mod:`training.backbones.vlm` or ``load_heads`` of
-        :mod:`training.backbones.items.trained_heads`.
+        Directory of the trained model, for ``load_embedder`` or, of trained heads, ``load_heads``.
 
     Raises:
         ConfigError: the directory holds another run, or this run without ``resume``, or a process is training in it;
@@ -102,29 +100,23 @@ def train_vlm(
         TrainingDiverged: the loss or a gradient is not finite.
         OutOfMemory: a step does not fit into memory.
     """
-    pairs = TrainingPairs.of(train)
     # Without `cpu`, accelerate joins no group of processes where there is no GPU, and each would train alone.
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
     processes, run_dir = ProcessGroup(accelerator), RunDirectory(directory)
     _check(config, validation, processes)
-    if not run_dir.model.is_dir():
-        check_learnable(dataset, train, config.train.modalities)
-    with contextlib.ExitStack() as stack:
-        fingerprint = run_fingerprint(dataset, train, validation, config)
-        check_inputs(processes, config, dataset, fingerprint)
+    pairs = _pairs(dataset, train, config, trained=run_dir.model.is_dir())
+    fingerprint = run_fingerprint(dataset, train, validation, config)
+    check_inputs(processes, config, dataset, fingerprint)
+    claim = run_dir.claimed(fingerprint, resume=resume, launch=launch_name())
+    with claim if processes.first else contextlib.nullcontext():
+        if processes.first and newest_event is not None:
+            record_newest_event(directory, newest_event)
         if processes.first:
-            stack.enter_context(run_dir.claimed(fingerprint, resume=resume, launch=launch_name()))
-            if newest_event is not None:
-                record_newest_event(directory, newest_event)
             make_starting_model(dataset, config, run_dir, embedding)
         processes.wait()
         if not processes.agreed(run_dir.model.is_dir()):
             run_copy = RunCopy(run_dir, processes, must_share=config.train.shard)
-            trainer = Trainer(dataset, pairs, validation, run_dir, run_copy, config, accelerator, processes)
-            trainer.setup()
-            stack.callback(trainer.close)
-            trainer.train(report if processes.first else lambda _: None)
-            trainer.save_model()
+            Trainer(dataset, pairs, validation, run_dir, run_copy, config, accelerator, processes).run(report)
         processes.leave()
     return run_dir.model
 
@@ -160,6 +152,17 @@ class Trainer:
         self._dataset, self._pairs, self._validation = dataset, pairs, validation
         self._run_dir, self._run_copy, self._config = run_dir, run_copy, config
         self._accelerator, self._processes = accelerator, processes
+
+    def run(self, report: Report) -> None:
+        """Set up, train to the end, save the model and close the log.
+
+        Args:
+            report: called after every step, in the first process alone.
+        """
+        self.setup()
+        with contextlib.closing(self):
+            self.train(report if self._processes.first else lambda _: None)
+            self.save_model()
 
     def setup(self) -> None:
         """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log."""
@@ -362,6 +365,13 @@ class Trainer:
             f"the {what} must be finite, got {value} in step {step}; lower train.learning_rate or raise "
             f"loss.temperature and start a new run. Next items of the batch (all in {self._run_dir.diverged}): {shown}"
         )
+
+
+def _pairs(dataset: Dataset, train: Sequences, config: RunConfig, *, trained: bool) -> TrainingPairs:
+    """Training pairs; what cannot be trained on is refused, unless the model is there."""
+    if not trained:
+        check_learnable(dataset, train, config.train.modalities)
+    return TrainingPairs.of(train)
 
 
 def _check(config: RunConfig, validation: Targets | None, processes: ProcessGroup) -> None:

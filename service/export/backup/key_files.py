@@ -83,10 +83,15 @@ def read_keys(path: Path) -> Iterator[list[StoredKey]]:
 
     Raises:
         BackupRefused: it is no file of keys.
+        MemoryError: there is not enough memory.
     """
     try:
-        table = pq.read_table(path, schema=_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        # Arrow waits without end for a thread that could not be started for want of memory.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(use_threads=False).select(_SCHEMA.names).cast(_SCHEMA)
+    except pa.ArrowMemoryError:
+        raise  # says nothing about the file
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise BackupRefused(f"{path}: cannot be read ({error}); make another backup") from error
     batch: list[StoredKey] = []
     size = 0

@@ -1,8 +1,6 @@
 """Item tables and evaluation queries: round trips, and errors that name the broken rule."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.modality_status import imputed
 from index.items.slots import Slot, SlotLayout
+from tests.support.processes.started_threads import started_threads
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
@@ -200,23 +199,11 @@ def test_lengths_of_a_slot_are_above_zero_and_at_most_one(lengths: list[float]) 
         SLOTS.stack({"behaviour": np.ones((3, 2))}, {"behaviour": np.array(lengths)})
 
 
-THREADS = """
-import os, sys
-from pathlib import Path
-import pyarrow.dataset, pyarrow.parquet
-from index.items.item_table import ItemTable
-before = len(os.listdir("/proc/self/task"))
-ItemTable.load(Path(sys.argv[1]))
-print(len(os.listdir("/proc/self/task")) - before)
-"""
-
-
 def test_reading_starts_no_thread(tmp_path: Path) -> None:
     """Where there is no memory for the stack of a thread, Arrow waits for it without end."""
     table().save(tmp_path / "t")
-    command = [sys.executable, "-c", THREADS, str(tmp_path / "t")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+    setup = "from pathlib import Path\nfrom index.items.item_table import ItemTable"
+    assert started_threads(setup, "ItemTable.load(Path(sys.argv[1]))", str(tmp_path / "t")) == 0
 
 
 def test_too_little_memory_is_no_damaged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

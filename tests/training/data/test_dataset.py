@@ -60,6 +60,16 @@ def test_text_falls_back_to_title_and_white_space_is_none(write: Write) -> None:
     assert list(load_dataset(write()).texts()) == ["A mug", "Bowl", None]
 
 
+def test_a_text_without_a_letter_or_digit_is_none(write: Write) -> None:
+    """A dash is what exports write into empty cells: it hides no title."""
+    cells = ["lamp,—", "...,!!!", "7,-", ",a", "красный,***", "赤い,*", "x²,_"]
+    items = "".join(f"{row},{cell}\n" for row, cell in enumerate(cells))
+    events = "user_id,item_id,timestamp\nu,0,1\n"
+    texts = load_dataset(write(items=f"item_id,title,text\n{items}", events=events)).texts()
+    assert list(texts) == ["lamp", None, "7", "a", "красный", "赤い", "x²"]
+    assert [texts[row] for row in range(2)] == ["lamp", None]
+
+
 def test_metadata_has_plain_arrow_types_and_no_item_id(write: Write) -> None:
     metadata = load_dataset(write()).metadata()
     assert metadata.schema == pa.schema(
@@ -278,6 +288,9 @@ def test_refuses_missing_directory_missing_files_and_ambiguity(tmp_path: Path, w
     assert "there is none at this path" in refusal(tmp_path / "nowhere")
     assert "needs items.csv or items.jsonl or items.parquet" in refusal(tmp_path)
     write()
+    assert refusal(tmp_path / "items.csv").endswith(
+        "is a file; a dataset is a directory, so name the one that holds it"
+    )
     (tmp_path / "items.jsonl").write_text("{}")
     assert "items.csv and items.jsonl; keep one" in refusal(tmp_path)
     (tmp_path / "items.jsonl").unlink()

@@ -59,6 +59,9 @@ def test_a_clean_dataset_has_no_defects_and_the_right_numbers(checked: Check) ->
         ("item_id,title,image\ni0,a,i0.png\ni1, ,i1.png\n", "items without text", "warning", 1, [2]),
         ("item_id,image\ni0,i0.png\ni1,i1.png\n", "items without text", "note", 2, []),
         ("item_id,title\ni0,a\ni1,\n", "items without text and image", "warning", 1, [2]),
+        ("item_id,title,image\ni0,a,i0.png\ni1,—,i1.png\n", "items without text", "warning", 1, [2]),
+        ("item_id,title,image\ni0,...,i0.png\ni1,!!!,i1.png\n", "items without text", "warning", 2, [1, 2]),
+        ("item_id,title\ni0,7\ni1,—\n", "items without text and image", "warning", 1, [2]),
         ("item_id,title,image\ni0,a,i0.png\ni1,b,\n", "items without image", "note", 1, [2]),
         ("item_id,title\ni0,a\ni1,b\n", "items without image", "note", 2, []),
         ("item_id,title,image\ni0,a,i0.png\ni1,b,no.png\n", "missing images", "warning", 1, [2]),
@@ -137,6 +140,13 @@ def test_look_alike_columns_are_reported(checked: Check) -> None:
     assert "columns 4, 5" in defect.message
     assert report.items is not None
     assert [column.name for column in report.items.metadata] == ["Title"]
+
+
+def test_texts_without_a_word_are_nothing_to_train_on(checked: Check) -> None:
+    report = checked(items="item_id,title\ni0,.\ni1,!!!\ni2,-\ni3,—\n")
+    assert only(report, "items without text and image").rows == [1, 2, 3, 4]
+    assert only(report, "nothing to train on").severity is Severity.ERROR
+    assert not report.ok
 
 
 def test_only_times_more_than_a_day_ahead_are_in_the_future(checked: Check) -> None:
@@ -274,6 +284,9 @@ def test_progress_rises_to_one_in_every_step(checked: Check, tmp_path: Path) -> 
 def test_a_missing_directory_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="there is none at this path"):
         check_dataset(tmp_path / "nowhere")
+    (tmp_path / "items.csv").write_text("item_id\n")
+    with pytest.raises(DatasetError, match="is a file; a dataset is a directory"):
+        check_dataset(tmp_path / "items.csv")
 
 
 CELL = st.sampled_from(["i0", "i1", "i2", "", " ", "7", "x" * 300, "\x01", "ü", '"a,b"'])

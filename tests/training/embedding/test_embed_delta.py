@@ -1,6 +1,5 @@
 """Embedding again changes only the vectors of changed items, after any number of interruptions."""
 
-import csv
 import json
 import os
 from collections.abc import Callable
@@ -9,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tests.support.processes.started_threads import started_threads
+from tests.support.table_content import Rows, edit_items, set_item
 from training.backbones.vlm import Embedding
 from training.data.dataset import Dataset, load_dataset
 from training.embedding.job import Embedded, Pending, embed_catalogue, pending_items
 from training.embedding.plan import EmbeddingPlan
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError, JobStopped
-
-Rows = list[dict[str, str]]
 
 
 class Killed(BaseException):
@@ -47,16 +47,11 @@ class Job:
 
     def edit(self, change: Callable[[Rows], Rows]) -> None:
         """Change the rows of items.csv."""
-        with (self.data / "items.csv").open(newline="", encoding="utf-8") as file:
-            rows = change(list(csv.DictReader(file)))
-        with (self.data / "items.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        edit_items(self.data, change)
 
     def set(self, row: int, **values: str) -> None:
         """Change one row of items.csv."""
-        self.edit(lambda rows: [{**one, **values} if number == row else one for number, one in enumerate(rows)])
+        set_item(self.data, row, **values)
 
 
 @pytest.fixture
@@ -337,3 +332,24 @@ def test_the_plan_is_in_the_order_of_the_ids(shop: Dataset, embedding: Embedding
     ]
     plan = pl.read_parquet(work.directory / "plan.parquet")
     assert plan["item_id"].to_list() == shop.item_ids()
+
+
+def test_too_little_memory_makes_no_plan_a_damaged_one(
+    own_shop: Path, embedding: Embedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed job made stays for a start with more memory; and no thread is started, which Arrow waits for."""
+    job = Job(own_shop, embedding, tmp_path / "out")
+    with pytest.raises(Killed):
+        job.run(progress=kill_at(17))
+    (work,) = job.out.iterdir()
+    setup = "from pathlib import Path\nfrom training.embedding.plan import _read_plan"
+    assert started_threads(setup, "assert _read_plan(Path(sys.argv[1]))", str(work)) == 0
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 1664 failed")
+
+    with monkeypatch.context() as little:
+        little.setattr("pyarrow.parquet.ParquetFile.read", fail)
+        with pytest.raises(MemoryError, match="malloc of size 1664 failed"):
+            job.run()
+    assert job.run()[1].encoded < 30

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.offline.encoder import fit_encoder
+from cli.offline.evaluate import evaluate
 from cli.offline.fit import fit
 from cli.offline.train import embed
 from training.config.encoder_config import EncoderConfig
@@ -22,6 +23,7 @@ Run = tuple[Path, dict[str, Any]]
 
 runner = CliRunner()
 app = typer.Typer()
+app.command("evaluate")(evaluate)
 app.command("fit")(fit)
 app.command("embed")(embed)
 app.command("fit-encoder")(fit_encoder)
@@ -64,6 +66,21 @@ def test_one_command_makes_what_two_make(shop: Path) -> None:
     )
     assert one.keys() == two.keys()
     assert [path for path in one if one[path] != two[path]] in ([], [Path("encoder/fit.json")])  # only the seconds
+
+
+def test_texts_without_a_word_leave_pictures_and_behaviour(shop: Path) -> None:
+    """Titles and texts of punctuation alone are none: in the features, the lists and the baselines of evaluate."""
+    header, *rows = (shop / "items.csv").read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    lines = [header, *(",".join([item, "—", "...", *rest]) for item, _, _, *rest in cells)]
+    (shop / "items.csv").write_text("\n".join(lines) + "\n")
+    result = runner.invoke(app, ["fit", "shop", "--config", "two.toml"])
+    assert result.exit_code == 0, result.output
+    assert "no item has a text with a letter or digit in it: pictures and behaviour alone recommend" in result.output
+    assert "readable picture: texts" not in result.output
+    assert not Embeddings.load(Path("runs/shop/embeddings")).vectors["text"].any()
+    result = runner.invoke(app, ["evaluate", "shop", "--run", "runs/shop"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_killed_command_goes_on_where_it_was(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A small shop with a model, embeddings and a fitted encoder, for repeated re-index jobs."""
 
-import csv
 import json
 import shutil
 import signal
@@ -20,6 +19,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
 from index.lists.item_lists import ItemLists, ListWeights
 from tests.support.processes.forked_commands import exit_code, start_command
+from tests.support.table_content import Rows, edit_items, set_item
 from training.backbones.backbone import load_backbone
 from training.backbones.trained_model import TrainedModel
 from training.backbones.vlm import VlmEmbedder, save_embedder
@@ -30,7 +30,6 @@ from training.embedding.job import embed_catalogue, pending_items
 from training.encoder.job import fit_run
 from training.encoder.onnx_export import ExportParity
 
-Rows = list[dict[str, str]]
 Run = tuple[Path, dict[str, Any]]
 
 
@@ -90,16 +89,11 @@ class Shop:
 
     def edit(self, change: Callable[[Rows], Rows]) -> None:
         """Change the rows of items.csv."""
-        with (self.data / "items.csv").open(newline="", encoding="utf-8") as file:
-            rows = change(list(csv.DictReader(file)))
-        with (self.data / "items.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        edit_items(self.data, change)
 
     def set(self, row: int, **values: str) -> None:
         """Change one row of items.csv."""
-        self.edit(lambda rows: [{**one, **values} if number == row else one for number, one in enumerate(rows)])
+        set_item(self.data, row, **values)
 
     def bundle(self) -> Bundle:
         """The current bundle."""

@@ -39,7 +39,7 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
     """
     try:
         if not directory.is_dir():
-            raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
+            raise no_directory(directory)
         found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
         found = found or [path for path in [directory / stem] if path.is_dir()]
         other = None if found else _other_name(directory, stem, suffixes)
@@ -54,6 +54,17 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
     if len(found) > 1:
         raise DatasetError(f"{directory}: found {' and '.join(path.name for path in found)}; keep one of them")
     return found[0]
+
+
+def no_directory(path: Path) -> DatasetError:
+    """What is said of a path that is named as a data set and is no directory.
+
+    Args:
+        path: as it was named.
+    """
+    if path.is_file():
+        return DatasetError(f"{path}: is a file; a dataset is a directory, so name the one that holds it")
+    return DatasetError(f"{path}: a dataset is a directory, but there is none at this path")
 
 
 def _other_name(directory: Path, stem: str, suffixes: Sequence[str]) -> str | None:
