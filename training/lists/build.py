@@ -1,28 +1,37 @@
 """Build the item-to-item lists of a catalogue: by co-occurrence, by the words of the texts, by picture features.
 
-Each is exact and computed in blocks of items, so memory stays bounded; equal similarities go by row, so the result is
-the same everywhere. Words and pictures compare every item with every other: the time grows with the square of the
-catalogue.
+Each is computed in blocks of items, so memory stays bounded; equal similarities go by row, so the result is the same
+everywhere. Words and pictures compare every item with every other up to a size. Beyond it the time would be hours, as
+it grows with the square of the catalogue: there only candidates are compared, so a few of the nearest may be missing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from index.lists.item_lists import CO, LOOK, WORDS, ItemList, compressed
+from index.lists.item_lists import CO, LOOK, WORDS, ItemList
+from index.machine.cores import available_cores
 from training.data.sequences import Sequences
 from training.embedding.baseline_features import term_weights
+from training.lists.look_candidates import looks_by_candidates
+from training.lists.nearest import NearestItems, cost_blocks, in_order, joined, nearest_dense, nearest_sparse
+from training.lists.word_candidates import words_by_candidates
 from training.ranking.baselines import WINDOW
 
 _ENTRIES_PER_BLOCK = 1 << 23
 _MOST_ROWS = 512
+_ROWS_PER_COPY = 1 << 16
+_MOST_PAIRS = 1 << 34
+_PAIRS_OF_AN_ITEM = 60_000
+_MOST_COMPARED = 1 << 16
+_TEXTS_PER_REPORT = 4_096
 
 Progress = Callable[[int], None]
 """Called after every block with the number of items that are done."""
-_Neighbours = list[tuple[NDArray[np.int32], NDArray[np.float16]]]
 
 
 def co_occurrence_list(
@@ -52,52 +61,117 @@ def co_occurrence_list(
     """
     counts = np.bincount(train.rows, train.weights, items)
     events = _ItemEvents.of(train, items)
-    lists: _Neighbours = []
-    for first, last in _pair_blocks(np.diff(events.starts), items):
+    lists = []
+    for first, last in _pair_blocks(np.diff(events.starts)):
         sums = _pair_sums(events, items, first, last, backward)
         sources = np.repeat(np.arange(first, last), np.diff(sums.indptr))
         sums.data /= np.sqrt(counts[sources] * counts[sums.indices]) + shrinkage
-        lists += _nearest_sparse(sums, first, neighbours)
+        lists.append(nearest_sparse(sums, first, neighbours))
         progress(last)
-    return compressed(CO, lists)
+    return joined(CO, lists)
 
 
-def words_list(texts: Sequence[str | None], neighbours: int, *, progress: Progress = lambda _items: None) -> ItemList:
+def words_list(
+    texts: Sequence[str | None],
+    neighbours: int,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda _items: None,
+) -> ItemList:
     """Items whose texts share telling words: the cosine of TF-IDF vectors of words and word pairs.
+
+    Exact while the texts have few pairs with a common term; beyond, candidates are found by the rarer terms
+    (:mod:`training.lists.word_candidates`), and their cosines are exact.
 
     Args:
         texts: text per item; None for none.
         neighbours: most entries of an item N.
-        progress: called after every block.
+        threads: that make blocks at the same time; None for one a core. The result does not depend on it.
+        progress: called after every block, and with 0 while the texts are read.
     """
-    weights, rows = term_weights(texts)
+    weights, rows = term_weights(_ReportedTexts(texts, progress))
     items = len(texts)
     place = csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), shape=(items, len(rows)))
     weights = csr_matrix(place @ weights, dtype=np.float32)
+    threads = threads or available_cores()
+    pairs = int(np.square(np.bincount(weights.indices), dtype=np.int64).sum())
+    if pairs > _MOST_PAIRS:
+        limit = max(_PAIRS_OF_AN_ITEM, _MOST_PAIRS // items)
+        return words_by_candidates(weights, limit, neighbours, threads=threads, progress=progress)
     transposed = weights.T.tocsr()
-    lists: _Neighbours = []
-    for first, last in _row_blocks(items):
-        lists += _nearest_sparse(csr_matrix(weights[first:last] @ transposed), first, neighbours)
+
+    def block(rows: tuple[int, int]) -> tuple[int, NearestItems]:
+        first, last = rows
+        return last, nearest_sparse(csr_matrix(weights[first:last] @ transposed), first, neighbours)
+
+    lists = []
+    for last, part in in_order(block, _row_blocks(items), threads):
+        lists.append(part)
         progress(last)
-    return compressed(WORDS, lists)
+    return joined(WORDS, lists)
 
 
-def look_list(features: NDArray[np.floating], neighbours: int, *, progress: Progress = lambda _items: None) -> ItemList:
+class _ReportedTexts(Sequence[str | None]):
+    """Texts of which every 4,096th that is read is reported."""
+
+    def __init__(self, texts: Sequence[str | None], progress: Progress) -> None:
+        self._texts, self._progress, self._read = texts, progress, 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, row: int) -> str | None: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[str | None]: ...
+    def __getitem__(self, row: int | slice) -> str | Sequence[str | None] | None:
+        self._read += 1
+        if self._read % _TEXTS_PER_REPORT == 0:
+            self._progress(0)
+        return self._texts[row]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._texts)
+
+
+def look_list(
+    features: NDArray[np.floating],
+    neighbours: int,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda _items: None,
+) -> ItemList:
     """Items whose pictures look alike: the cosine of picture features.
+
+    Exact up to 65,536 items; beyond, candidates are found by clusters (:mod:`training.lists.look_candidates`), and
+    their cosines are exact.
 
     Args:
         features: (n, d), zero rows for items without a picture.
         neighbours: most entries of an item N.
+        threads: that make blocks at the same time above that size; None for one a core. The result does not depend on
+            it.
         progress: called after every block.
     """
-    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
-    units = np.divide(features, lengths, out=np.zeros(features.shape), where=lengths > 0).astype(np.float32)
-    lists: _Neighbours = []
+    units = _unit_rows(features)
+    if len(units) > _MOST_COMPARED:
+        return looks_by_candidates(units, neighbours, threads=threads or available_cores(), progress=progress)
+    lists = []
+    others = np.arange(len(units))
     for first, last in _row_blocks(len(units)):
-        for row, cosines in enumerate(units[first:last] @ units.T, start=first):
-            lists.append(_nearest(row, np.arange(len(units)), cosines, neighbours))
+        lists.append(nearest_dense(units[first:last] @ units.T, others[first:last], others, neighbours))
         progress(last)
-    return compressed(LOOK, lists)
+    return joined(LOOK, lists)
+
+
+def _unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, d) the features divided by their lengths, in blocks; zero rows stay."""
+    units = np.zeros(features.shape, np.float32)
+    for first in range(0, len(units), _ROWS_PER_COPY):
+        part = np.asarray(features[first : first + _ROWS_PER_COPY])
+        lengths = np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
+        units[first : first + len(part)] = np.divide(part, lengths, out=np.zeros(part.shape), where=lengths > 0)
+    return units
 
 
 def _row_blocks(items: int) -> Iterator[tuple[int, int]]:
@@ -107,16 +181,9 @@ def _row_blocks(items: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, items)
 
 
-def _pair_blocks(counts: NDArray[np.int64], items: int) -> Iterator[tuple[int, int]]:
+def _pair_blocks(counts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """First and last row of blocks whose items have a bounded number of pairs."""
-    pairs = np.cumsum(counts) * 2 * WINDOW
-    first = 0
-    while first < items:
-        before = int(pairs[first - 1]) if first else 0
-        last = int(np.searchsorted(pairs, before + _ENTRIES_PER_BLOCK, side="right"))
-        last = min(max(last, first + 1), items)
-        yield first, last
-        first = last
+    return cost_blocks(counts * 2 * WINDOW, _ENTRIES_PER_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -165,29 +232,3 @@ def _pair_sums(events: _ItemEvents, items: int, first: int, last: int, backward:
             weights.append(np.broadcast_to(both * (weight / distance), places.shape))
     pairs = (np.concatenate(weights), (np.concatenate(sources), np.concatenate(others)))
     return csr_matrix(pairs, shape=(last - first, items))
-
-
-def _nearest_sparse(block: csr_matrix, first: int, neighbours: int) -> _Neighbours:
-    """The nearest of every row of a sparse block of similarities, whose first row is item ``first``."""
-    lists = []
-    for number in range(block.shape[0]):
-        part = slice(block.indptr[number], block.indptr[number + 1])
-        lists.append(_nearest(first + number, block.indices[part], block.data[part], neighbours))
-    return lists
-
-
-def _nearest(
-    row: int, others: NDArray[np.integer], similarities: NDArray[np.floating], neighbours: int
-) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-    """Rows and similarities of the nearest items, by the similarity as it is stored, then by row; without the item."""
-    stored = np.minimum(similarities, 1e4).astype(np.float16)  # what a float16 holds; no similarity comes near it
-    stored[others == row] = 0
-    if len(stored) > neighbours:
-        least = np.partition(stored, len(stored) - neighbours)[len(stored) - neighbours]
-        chosen = stored >= max(least, np.float16(0))
-    else:
-        chosen = np.ones(len(stored), dtype=np.bool_)
-    chosen &= stored > 0
-    some, values = others[chosen].astype(np.int32), stored[chosen]
-    order = np.lexsort((some, -values))[:neighbours]
-    return some[order], values[order]

@@ -82,7 +82,7 @@ def test_the_sums_of_all_blocks_are_those_of_all_pairs_in_the_order_of_distance(
                     pair = (newer, older) if back else (older, newer)
                     expected[pair] += (older != newer) * both * roots[place] * ((0.3 if back else 1.0) / distance)
     events = build._ItemEvents.of(train, 26)
-    blocks = [*build._pair_blocks(np.diff(events.starts), 26)]
+    blocks = [*build._pair_blocks(np.diff(events.starts))]
     found = [build._pair_sums(events, 26, first, last, 0.3).toarray() for first, last in blocks]
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-12)
     read = [events.places(first, last) for first, last in blocks]
