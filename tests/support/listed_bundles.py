@@ -14,7 +14,8 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from index.items.modality_status import ModalityStatus
 from index.items.slots import BEHAVIOUR
-from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
+from index.lists.item_lists import ItemList, ItemLists, ListWeights
+from tests.support.item_lists import compressed
 
 
 def random_lists(

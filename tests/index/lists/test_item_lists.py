@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from index.errors import BundleInvalid, IndexingError, ItemListError
-from index.lists.item_lists import LISTS_FILE, ItemList, ItemLists, ListWeights, compressed
+from index.lists.item_lists import LISTS_FILE, ItemList, ItemLists, ListWeights
+from tests.support.item_lists import compressed
 
 
 def item_list(name: str = "co") -> ItemList:

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.errors import SearchError
-from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
+from index.lists.item_lists import ItemList, ItemLists, ListWeights
 from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
+from tests.support.item_lists import compressed
 
 ITEMS = 3_000
 

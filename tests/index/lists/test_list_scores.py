@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from index.errors import SearchError
 from index.items.slots import Slot, SlotLayout
-from index.lists.item_lists import ItemLists, ListWeights, compressed
+from index.lists.item_lists import ItemLists, ListWeights
 from index.lists.list_scores import ListScores, summed
+from tests.support.item_lists import compressed
 
 Neighbours = Sequence[Sequence[tuple[int, float]]]
 

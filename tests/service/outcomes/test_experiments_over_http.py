@@ -225,7 +225,7 @@ def with_shares(*shares: float) -> dict[str, Any]:
         ({"arms": [{"name": "A!", "share": 0.5}, {"name": "b", "share": 0.5}]}, r"arms[0].name must match ^[a-z0-9]"),
         (
             {"arms": [{"name": "a", "share": 0.5, "bundle": "x"}, {"name": "b", "share": 0.5}]},
-            r"bundle must match ^\d{8}T",
+            "bundle must match ^[0-9]{8}T",
         ),
         ({"arms": [{"name": "a", "share": 0.5, "defaults": {"k": 3}}, {"name": "b", "share": 0.5}]}, "defaults.k"),
         (

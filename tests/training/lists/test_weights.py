@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
+from index.lists.item_lists import ItemList, ItemLists, ListWeights
+from tests.support.item_lists import compressed
 from training.data.sequences import Targets
 from training.lists.list_ranker import ListRanker
 from training.lists.validation_pool import MOST_WEIGHT, ScoredCandidates, ValidationPool
