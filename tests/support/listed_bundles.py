@@ -1,10 +1,12 @@
-"""Makes bundles with item-to-item lists out of bundles without, and bundles in which some items are new."""
+"""Makes item-to-item lists, bundles with them out of bundles without, and bundles in which some items are new."""
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
@@ -15,7 +17,20 @@ from index.items.item_table import ItemTable
 from index.items.modality_status import ModalityStatus
 from index.items.slots import BEHAVIOUR
 from index.lists.item_lists import ItemList, ItemLists, ListWeights
-from tests.support.item_lists import compressed
+
+
+def compressed(name: str, lists: Sequence[tuple[NDArray[np.int32], NDArray[np.float16]]]) -> ItemList:
+    """One list from rows and similarities item by item.
+
+    Args:
+        name: of the list.
+        lists: for each item (k,) int32 rows and (k,) float16 similarities, most similar first.
+    """
+    offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum([len(rows) for rows, _ in lists], out=offsets[1:])
+    rows = np.concatenate([np.zeros(0, np.int32), *(rows for rows, _ in lists)])
+    similarities = np.concatenate([np.zeros(0, np.float16), *(values for _, values in lists)])
+    return ItemList(name, offsets, rows, similarities)
 
 
 def random_lists(

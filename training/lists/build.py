@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from index.lists.item_lists import CO, LOOK, WORDS, ItemList
-from index.machine.cores import available_cores
 from training.data.sequences import Sequences
 from training.embedding.baseline_features import term_weights
 from training.lists.look_candidates import looks_by_candidates
@@ -86,14 +86,15 @@ def words_list(
     Args:
         texts: text per item; None for none.
         neighbours: most entries of an item N.
-        threads: that make blocks at the same time; None for one a core. The result does not depend on it.
+        threads: that make blocks at the same time; None for as many as PyTorch has, which ``--threads`` sets. The
+            result does not depend on it.
         progress: called after every block, and with 0 while the texts are read.
     """
     weights, rows = term_weights(_ReportedTexts(texts, progress))
     items = len(texts)
     place = csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), shape=(items, len(rows)))
     weights = csr_matrix(place @ weights, dtype=np.float32)
-    threads = threads or available_cores()
+    threads = threads or torch.get_num_threads()
     pairs = int(np.square(np.bincount(weights.indices), dtype=np.int64).sum())
     if pairs > _MOST_PAIRS:
         limit = max(_PAIRS_OF_AN_ITEM, _MOST_PAIRS // items)
@@ -149,13 +150,13 @@ def look_list(
     Args:
         features: (n, d), zero rows for items without a picture.
         neighbours: most entries of an item N.
-        threads: that make blocks at the same time above that size; None for one a core. The result does not depend on
-            it.
+        threads: that make blocks at the same time above that size; None for as many as PyTorch has. The result does
+            not depend on it.
         progress: called after every block.
     """
     units = _unit_rows(features)
     if len(units) > _MOST_COMPARED:
-        return looks_by_candidates(units, neighbours, threads=threads or available_cores(), progress=progress)
+        return looks_by_candidates(units, neighbours, threads=threads or torch.get_num_threads(), progress=progress)
     lists = []
     others = np.arange(len(units))
     for first, last in _row_blocks(len(units)):

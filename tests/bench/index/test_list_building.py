@@ -3,7 +3,7 @@
 import numpy as np
 
 from bench.index.list_building import exact_looks, exact_words, made_features, made_texts, recall
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 
 
 def test_recall_by_hand() -> None:

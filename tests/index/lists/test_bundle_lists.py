@@ -12,8 +12,7 @@ from index.bundle.manifest import MANIFEST_FILE, ListsRecord, Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid
 from index.lists.item_lists import ItemLists
-from tests.support.item_lists import compressed
-from tests.support.listed_bundles import random_lists, with_lists
+from tests.support.listed_bundles import compressed, random_lists, with_lists
 
 ITEMS = 40
 

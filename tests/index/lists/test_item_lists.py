@@ -9,7 +9,7 @@ import pytest
 
 from index.errors import BundleInvalid, IndexingError, ItemListError
 from index.lists.item_lists import LISTS_FILE, ItemList, ItemLists, ListWeights
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 
 
 def item_list(name: str = "co") -> ItemList:

@@ -10,7 +10,7 @@ from index.lists.item_lists import ItemList, ItemLists, ListWeights
 from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 
 ITEMS = 3_000
 

@@ -12,7 +12,7 @@ from index.errors import SearchError
 from index.items.slots import Slot, SlotLayout
 from index.lists.item_lists import ItemLists, ListWeights
 from index.lists.list_scores import ListScores, summed
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 
 Neighbours = Sequence[Sequence[tuple[int, float]]]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from index.items.slots import Slot, SlotLayout
 from index.lists.item_lists import CO, WORDS, ItemLists, ListWeights
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 from training.data.sequences import Targets
 from training.encoder.imputation import LEAST_WARM, BehaviourImputation, ImputationFit
 from training.encoder.imputed_lengths import LengthCalibration, LengthCurve, without_co_occurrence

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from index.lists.item_lists import ItemList, ItemLists, ListWeights
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 from training.data.sequences import Targets
 from training.lists.list_ranker import ListRanker
 from training.lists.validation_pool import MOST_WEIGHT, ScoredCandidates, ValidationPool

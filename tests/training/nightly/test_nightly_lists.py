@@ -11,7 +11,7 @@ import pytest
 from index.bundle.manifest import Manifest
 from index.items.item_ids import ItemIds
 from index.lists.item_lists import ItemLists
-from tests.support.item_lists import compressed
+from tests.support.listed_bundles import compressed
 from training.data.dataset import load_dataset
 from training.embedding.store import Embeddings
 from training.lists.build import look_list, words_list
