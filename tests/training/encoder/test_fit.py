@@ -307,7 +307,7 @@ def test_a_fitted_run_holds_what_the_index_needs(
     probes.check_rows(RING)
     assert len(probes) == 80
     assert record == json.loads((run / "encoder" / "fit.json").read_text())
-    assert record["config"] == small_config.model_dump(mode="json")
+    assert record["config"] == small_config.for_catalogue(RING).model_dump(mode="json")
     assert record["data"]["users"] == 40
     assert not (run / "encoder" / "checkpoints").exists()
     projected = project(Embeddings.load(run / "embeddings"), load_projection(run / "encoder/projection.safetensors"))

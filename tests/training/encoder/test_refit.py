@@ -99,7 +99,7 @@ def test_what_serves_counts_every_event(refitted: Run, ring_dataset: Dataset, co
     assert served.weights.weights == fitted.weights.weights == record["lists"]["chosen"]["weights"]
     np.testing.assert_array_equal(served.weights.recency, fitted.weights.recency)
     settings = {name[3:]: value for name, value in record["lists"].items() if name.startswith("co_")}
-    expected = co_occurrence_list(every, 12, config.list_neighbours, **settings)
+    expected = co_occurrence_list(every, 12, config.neighbours(12), **settings)
     for one, before in zip(served.lists, fitted.lists, strict=True):
         same = one.name != "co"
         np.testing.assert_array_equal(one.rows, before.rows if same else expected.rows)
