@@ -64,7 +64,7 @@ def write(export: ExportDirectory, rows: list[tuple[str, str, int]], start: int 
     export.commit([export.write_entries(0, entries)])
 
 
-def recipe(tmp_path: Path, *, epochs: int = 5, rate: float = 0.01, neighbours: int = 5) -> Path:
+def recipe(tmp_path: Path, *, epochs: int = 5, rate: float = 0.01, neighbours: int | str = 5) -> Path:
     path = tmp_path / f"recipe-{epochs}-{rate}-{neighbours}.toml"
     path.write_text(RECIPE.format(epochs=epochs, rate=rate, neighbours=neighbours))
     return path
@@ -184,6 +184,21 @@ def test_a_bundle_that_a_killed_job_built_for_other_bounds_is_built_again(
     refused = retrain(shop, config, "--bound", "latency_p99_ms=0.0")
     assert refused.exit_code == 1, refused.output
     assert "these figures miss their bounds: latency_p99_ms" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_number_that_the_catalogue_decides_makes_no_other_recipe(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_refusal", lambda _: "")
+    config, run = recipe(shop.parent, epochs=1, neighbours='"auto"'), shop.parent / "run"
+    longer = [f"u{user},i{(user + step) % RING},{START + step * DAY}" for user in range(60) for step in range(5)]
+    (shop.parent / "longer.csv").write_text("\n".join(["user_id,item_id,timestamp", *longer]) + "\n")
+    fit = ["fit", shop, "--interactions", shop.parent / "longer.csv", "--run", run, "--config", config]
+    build = ["index", "build", "--run", run, "--publish", shop.parent / "bundles", "--bound", "recall=0.5"]
+    for arguments in (fit, build):
+        assert CliRunner().invoke(app, [str(word) for word in arguments]).exit_code == 0
+    done = retrain(shop, config)
+    assert done.exit_code == 0, done.output
+    assert systems(shop) == {"popularity", "new recipe"}
 
 
 def test_without_an_event_before_the_last_days_there_is_nothing_to_learn(shop: Path) -> None:

@@ -60,7 +60,8 @@ def compared(
     if (inputs.directory / _COMPARISON_FILE).exists():
         return read_comparison(inputs)
     known = inputs.record["served_recipe"]  # an earlier job may have fitted into the run that it was read from
-    served = recipe if known is None else EncoderConfig.model_validate(known)
+    recipe = recipe.for_catalogue(len(everything))  # the recipe of a fit has numbers in place of "auto"
+    served = recipe if known is None else EncoderConfig.model_validate(known).for_catalogue(len(everything))
     recipes = {NEW: recipe} | ({} if served == recipe and served_embeddings is None else {SERVED: served})
     targets = targets_after(everything.interactions, everything.item_ids(), inputs.cutoff)
     if len(targets):
