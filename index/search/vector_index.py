@@ -1,11 +1,11 @@
-"""A FAISS index of stored vectors on the CPU or GPU: returns candidates, never scores.
+"""A FAISS index of stored vectors on the CPU or GPU: returns candidates, never scores; and a graph of near vectors.
 
 Only this module and :mod:`index.build.faiss_file` import faiss.
 """
 
 import mmap
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,8 @@ _GPU_LARGEST_K = 2048
 _GPU_SPEEDUP = 100.0  # rough ratio of memory bandwidth to one CPU core; it only affects the choice of a path
 _T = TypeVar("_T")
 _ADD_ROWS = 65_536
+_GRAPH_LINKS, _GRAPH_CONSTRUCTION, _GRAPH_EFFORT = 24, 64, 256  # as of an index of a bundle, and how far is searched
+_GRAPH_ROWS = 4_096
 
 
 class VectorIndex(Protocol):
@@ -176,6 +178,40 @@ class GpuIndex:
 
     def _on_gpu_thread(self, call: Callable[[], _T]) -> _T:
         return self._worker.submit(call).result()
+
+
+def nearest_of_all(
+    vectors: NDArray[np.float32], count: int, *, threads: int, added: Callable[[int], None]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The nearest vectors of each vector by inner product, nearly all of them, from a graph (HNSW) in memory.
+
+    The graph is built in one thread, as with several it would depend on how they take turns. Each search is of one
+    query alone, so the result is the same for any number of threads.
+
+    Args:
+        vectors: (n, d) C-contiguous float32.
+        count: at least 1; each vector is among its own nearest ones.
+        threads: of the searches.
+        added: called after every block that is added, with the number of vectors in the graph.
+
+    Yields:
+        (m, count) int64 rows, the nearest first, −1 = none, and (m, count) float32 products of m vectors after another.
+    """
+    before = faiss.omp_get_max_threads()
+    graph = faiss.IndexHNSWFlat(vectors.shape[1], _GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _GRAPH_CONSTRUCTION
+    parameters = faiss.SearchParametersHNSW(efSearch=max(_GRAPH_EFFORT, 2 * count))
+    try:
+        for start in range(0, len(vectors), _GRAPH_ROWS):
+            faiss.omp_set_num_threads(1)
+            graph.add(vectors[start : start + _GRAPH_ROWS])
+            added(graph.ntotal)
+        for start in range(0, len(vectors), _GRAPH_ROWS):
+            faiss.omp_set_num_threads(threads)
+            products, rows = graph.search(vectors[start : start + _GRAPH_ROWS], count, params=parameters)
+            yield rows, products
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def positions_to_rows(positions: NDArray[np.int64], rows: NDArray[np.integer] | None) -> NDArray[np.int64]:

@@ -18,7 +18,14 @@ from index.lists.item_lists import CO, LOOK, WORDS, ItemList
 from training.data.sequences import Sequences
 from training.embedding.baseline_features import term_weights
 from training.lists.look_candidates import looks_by_candidates
-from training.lists.nearest import NearestItems, cost_blocks, in_order, joined, nearest_dense, nearest_sparse
+from training.lists.nearest import (
+    NearestItems,
+    cost_blocks,
+    in_order,
+    joined,
+    nearest_dense,
+    nearest_sparse,
+)
 from training.lists.word_candidates import words_by_candidates
 from training.ranking.baselines import WINDOW
 
@@ -144,8 +151,7 @@ def look_list(
 ) -> ItemList:
     """Items whose pictures look alike: the cosine of picture features.
 
-    Exact up to 65,536 items; beyond, candidates are found by clusters (:mod:`training.lists.look_candidates`), and
-    their cosines are exact.
+    Exact up to 65,536 items; beyond, a graph finds nearly all of the nearest (:mod:`training.lists.look_candidates`).
 
     Args:
         features: (n, d), zero rows for items without a picture.

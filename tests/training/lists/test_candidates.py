@@ -1,4 +1,4 @@
-"""Lists of large catalogues, whose candidates are found by rarer words or clusters, against the exact ones."""
+"""Lists of large catalogues, whose candidates are found by rarer words or a graph, against the exact ones."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from bench.index.list_building import made_features, made_texts
 from index.lists.item_lists import ItemList
-from training.lists import build, look_candidates
+from training.lists import build
 from training.lists.build import look_list, words_list
 
 
@@ -19,11 +19,8 @@ def _few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _few_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are compared by candidates, each with at most 512 of 4,000 items."""
+    """Pictures are compared by a graph."""
     monkeypatch.setattr(build, "_MOST_COMPARED", 1)
-    monkeypatch.setattr(look_candidates, "_ITEMS_PER_CLUSTER", 64)
-    monkeypatch.setattr(look_candidates, "_MOST_CANDIDATES", 512)
-    monkeypatch.setattr(look_candidates, "_LEAST_CANDIDATES", 1)
 
 
 def similarities(item_list: ItemList) -> list[dict[int, float]]:
@@ -129,6 +126,15 @@ def test_looks_by_candidates_hold_nearly_all(request: pytest.FixtureRequest) -> 
     assert done[-1] == 4_000
 
 
+def test_looks_without_groups_are_found_too(request: pytest.FixtureRequest) -> None:
+    """Vectors in all directions, and one that a tenth of the items share."""
+    vectors = np.random.default_rng(2).standard_normal((3_000, 36))
+    vectors[::10] = vectors[0]
+    exact = look_list(vectors, 10)
+    request.getfixturevalue("_few_compared")
+    assert recall(look_list(vectors, 10), exact) >= 0.98
+
+
 @pytest.mark.usefixtures("_few_compared")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_change_the_looks(threads: int) -> None:
@@ -151,9 +157,3 @@ def test_catalogues_of_hardly_an_item(rows: int) -> None:
     found = look_list(np.ones((rows, 2)), 5)
     assert np.diff(found.offsets).tolist() == [rows - 1] * rows
     assert len(look_list(np.zeros((rows, 2)), 5).rows) == 0
-
-
-def test_longer_vectors_are_compared_with_fewer() -> None:
-    assert [look_candidates._most_candidates(dim) for dim in (1, 128, 512, 2_048, 100_000)] == [
-        65_536, 65_536, 65_536, 16_384, 4_096,
-    ]  # fmt: skip
