@@ -99,12 +99,22 @@ class EventTypes(BaseModel):
         """The weight of an event; 0 if it is an impression or ignored."""
         return self.default_weight if name is None else self.weights.get(name, self.default_weight)
 
+    @cached_property
+    def meanings(self) -> Mapping[str, Meaning]:
+        """The meaning of each known type."""
+        return {
+            name: value if isinstance(value, str) else "positive" if value > 0 else "negative"
+            for name, value in self.types.items()
+        }
+
+    @cached_property
+    def default_meaning(self) -> Meaning:
+        """The meaning of an event without a type or of an unknown type."""
+        return self.meanings[self.default_type]
+
     def meaning(self, name: str | None) -> Meaning:
         """What an event of this type means; None or an unknown type: as ``default_type``."""
-        value = self.types.get(self.default_type if name is None else name, self.types[self.default_type])
-        if isinstance(value, str):
-            return value
-        return "positive" if value > 0 else "negative"
+        return self.default_meaning if name is None else self.meanings.get(name, self.default_meaning)
 
 
 DEFAULT_EVENT_TYPES: Final = EventTypes.of()
