@@ -6,7 +6,7 @@ Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redi
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
 StoredIn = Literal["history", "impressions", "stream"]
@@ -56,6 +56,15 @@ class Event:
     arm: str | None = None
 
 
+OfUser = Callable[[Event, str], Event]
+"""Makes an event of a merged session one of its user."""
+
+
+def event_of_user(event: Event, user_id: str) -> Event:
+    """The event as one of this user, with all else as it is."""
+    return replace(event, user_id=user_id)
+
+
 class HistoryEntry(NamedTuple):
     """One step of a user's history; fields as in :class:`Event`."""
 
@@ -90,11 +99,15 @@ class HistoryStore(HistoryReader, Protocol):
     Every method raises `HistoriesUnavailable` when the store does not answer in its time.
     """
 
-    async def append(self, events: Sequence[Event]) -> Sequence[int]:
+    async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store all of the events or none, those of a merged session for its user.
 
         In the history an event comes before the newest ones of a later time, if it is at most `late_s` old. An older
         one comes last; those of one call in order of their times. One whose time is still to come is passed by none.
+
+        Args:
+            events: to be stored.
+            of_user: called with each event of a merged session and the user; returns the event that is stored.
 
         Returns:
             Positions of those that are newly stored, ascending: an event whose id this user already sent is not stored
