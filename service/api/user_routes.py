@@ -352,6 +352,7 @@ def _event(event: request_models.EventRequest, now: float, types: EventTypes, ar
         stored_in=_STORED_IN[types.meaning(event.type)],
         value=event.value,
         arm=arms.label_of(owner),
+        outcome=types.outcome(event.type),
     )
 
 

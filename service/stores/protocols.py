@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
+from index.bundle.event_types import Outcome
+
 StoredIn = Literal["history", "impressions", "stream"]
 OTHER_EXPERIMENT: Final = (
     "another experiment was started or ended meanwhile; see GET /experiments/NAME or GET /audit, and try again"
@@ -42,6 +44,7 @@ class Event:
         stored_in: the list of its user that gets it; ``stream``: neither. The stream gets every event.
         value: of a conversion, as in the price paid, 0 … 1e9; None if not given.
         arm: experiment and arm that the user was in, as in ``prices/control``; None: in none.
+        outcome: of an answer that it may be an outcome of; None: of none. It is not stored.
     """
 
     user_id: str
@@ -54,6 +57,7 @@ class Event:
     stored_in: StoredIn = field(default="history", compare=False)
     value: float | None = None
     arm: str | None = None
+    outcome: Outcome | None = field(default=None, compare=False)
 
 
 OfUser = Callable[[Event, str], Event]
