@@ -1,8 +1,9 @@
 """A directory of exported events, on a file system or in an object store.
 
 ``export.json``                  id of the export and the key of its erasures; secret
-``day=2026-11-30/manifest.json`` which files count, and how far each bucket is exported; written last
+``day=2026-11-30/manifest.json`` which files count, and how far each bucket is exported; written after its files
 ``day=2026-11-30/b017-….parquet`` events of one bucket that arrived on that day (UTC), by id
+``positions.json``               how far each bucket is exported, also where its days were deleted
 ``erasures/b017.json``           erased users of a bucket, as keyed hashes
 
 A file that no manifest names does not count: its job was killed, and a later one deletes it.
@@ -37,8 +38,9 @@ from index.event_export.files import (
     sync,
 )
 from index.event_export.json_file import read_json
-from index.event_export.manifest import DAY_PREFIX, DayManifest, ExportedFile
+from index.event_export.manifest import DAY_PREFIX, DayManifest, ExportedFile, ends_of
 from index.event_export.object_path import ExportObjectChanged, ExportPath, ObjectPath, export_path
+from index.event_export.positions import Positions, add_positions, later, load_positions
 from index.event_export.rows import Entry, table_of, write_rows
 from index.event_export.stream_ids import BEFORE_ALL, FileRange, StreamId
 from index.machine.locks import file_lock
@@ -151,17 +153,32 @@ class ExportDirectory:
         """The directories of the days, oldest first."""
         return [path for path in children(self.root) if path.name.startswith(DAY_PREFIX) and "." not in path.name]
 
-    def positions(self) -> dict[int, StreamId]:
-        """The last exported id by bucket; buckets without events are left out.
+    def positions(self) -> Positions:
+        """The last exported id by bucket, also of deleted days; buckets without events are left out.
 
         Raises:
-            EventExportError: a manifest is damaged.
+            EventExportError: a manifest or the file of the positions is damaged.
         """
-        found: dict[int, StreamId] = {}
+        found = load_positions(self.root)
         for day in self.days():
-            for bucket, last in DayManifest.load(day).positions.items():
-                found[bucket] = max(last, found.get(bucket, BEFORE_ALL))
+            found = later(found, DayManifest.load(day).positions)
         return found
+
+    def is_of_a_deleted_day(self, entry: StreamId) -> bool:
+        """Whether the day of an entry comes before all days that are here, as the oldest ones are deleted first."""
+        days = self.days()
+        return bool(days) and f"{DAY_PREFIX}{entry.day}" < days[0].name
+
+    def add_positions(self, positions: Positions) -> None:
+        """Record how far buckets are exported, so that it stays known where days are deleted.
+
+        Raises:
+            EventExportError: the file of the positions is damaged.
+            DiskError: it cannot be written.
+            ExportUnavailable: the object store does not answer, or refuses.
+        """
+        with self.writing(), disk_errors(self.root):
+            self._changed(partial(add_positions, self.root, positions))
 
     def write_entries(self, bucket: int, entries: Sequence[Entry]) -> dict[str, ExportedFile]:
         """Write entries to new files, one a day; they count once :meth:`commit` has named them.
@@ -190,13 +207,14 @@ class ExportDirectory:
         return written
 
     def commit(self, written: Sequence[Mapping[str, ExportedFile]]) -> None:
-        """Name files in the manifests of their days, the oldest day first.
+        """Name files in the manifests of their days, the oldest day first, then record the positions of the buckets.
 
         Args:
             written: results of :meth:`write_entries`.
 
         Raises:
-            DiskError: a manifest cannot be written; the files of its day and of later ones do not count.
+            DiskError: a manifest cannot be written; the files of its day and of later ones do not count. Or the
+                positions cannot; all files count.
             ExportBusy: another exporter has exported the same events; the files do not count.
             ExportUnavailable: the object store does not answer, or refuses; the files may count.
         """
@@ -209,7 +227,9 @@ class ExportDirectory:
                 directory = self.root / f"{DAY_PREFIX}{day}"
                 sync(directory)
                 self._changed(partial(self._commit_day, directory, by_day[day]))
-        self.begin_writing()
+            self.begin_writing()
+            ends = ends_of(file for files in by_day.values() for file in files)
+            self._changed(partial(add_positions, self.root, ends))
 
     def _commit_day(self, directory: ExportPath, files: list[ExportedFile]) -> None:
         manifest = DayManifest.load(directory)

@@ -1,7 +1,7 @@
 """The manifest of one day of an export: which files count, and how far each bucket is exported."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -9,7 +9,8 @@ from index.errors import EventExportError
 from index.event_export.files import replace_read
 from index.event_export.json_file import read_json
 from index.event_export.object_path import ExportPath
-from index.event_export.stream_ids import BEFORE_ALL, FileRange, StreamId, bucket_name
+from index.event_export.positions import Positions, later, positions_as_json, positions_of
+from index.event_export.stream_ids import FileRange
 
 MANIFEST_FILE: Final = "manifest.json"
 DAY_PREFIX: Final = "day="
@@ -47,7 +48,7 @@ class DayManifest:
     """
 
     files: Mapping[str, ExportedFile] = field(default_factory=dict)
-    positions: Mapping[int, StreamId] = field(default_factory=dict)
+    positions: Positions = field(default_factory=dict)
 
     @classmethod
     def load(cls, day: ExportPath) -> Self:
@@ -66,7 +67,7 @@ class DayManifest:
             ]
             for file in files:
                 FileRange.of_file(file.name)
-            positions = {int(bucket[1:]): StreamId.parse(last) for bucket, last in written["positions"].items()}
+            positions = positions_of(written["positions"])
         except (KeyError, TypeError, ValueError, AttributeError, EventExportError) as error:
             raise EventExportError(f"{path}: is not a manifest ({error}); {_REMEDY}") from error
         return cls({file.name: file for file in files}, positions)
@@ -81,7 +82,7 @@ class DayManifest:
         """
         written = {
             "format": _FORMAT,
-            "positions": {bucket_name(bucket): str(last) for bucket, last in sorted(self.positions.items())},
+            "positions": positions_as_json(self.positions),
             "files": [
                 {"name": file.name, "rows": file.rows, "bytes": file.size}
                 for file in sorted(self.files.values(), key=lambda file: file.range)
@@ -91,8 +92,12 @@ class DayManifest:
 
     def with_files(self, added: list[ExportedFile]) -> "DayManifest":
         """This manifest with further files, each behind the position of its bucket."""
-        positions = dict(self.positions)
-        for file in added:
-            bucket = file.range.bucket
-            positions[bucket] = max(positions.get(bucket, BEFORE_ALL), file.range.last)
-        return DayManifest({**self.files, **{file.name: file for file in added}}, positions)
+        return DayManifest({**self.files, **{file.name: file for file in added}}, later(self.positions, ends_of(added)))
+
+
+def ends_of(files: Iterable[ExportedFile]) -> Positions:
+    """The last id that files hold, by bucket."""
+    ends: Positions = {}
+    for file in files:
+        ends = later(ends, {file.range.bucket: file.range.last})
+    return ends

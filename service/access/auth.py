@@ -83,6 +83,10 @@ class KeyRing:
             raise KeyRefused(f"the API key sent does not have the scope {scope}, which this route needs")
         return digest
 
+    def name_of(self, digest: bytes) -> str | None:
+        """The name of a key that :meth:`check` found; None: it has none."""
+        return next((source.names[digest] for source in self._sources if digest in source.names), None)
+
 
 class KeyRings(NamedTuple):
     """The keys of all groups of routes.

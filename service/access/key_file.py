@@ -9,10 +9,13 @@ from typing import Final, NamedTuple
 
 from service.access.scopes import SCOPES, KeyScope
 from service.errors import SettingsError
-from service.settings.secret_files import KeyLine, Signature, read_keys, signature
+from service.settings.secret_files import KeyLine, Signature, key_line, read_keys, signature
 
 Scopes = frozenset[KeyScope] | None
 """What a key opens; None: every route of its kind."""
+
+Names = dict[bytes, str]
+"""Names of keys by their digests; of keys that have one."""
 
 _CHECK_S = 1.0
 _ONE_KIND: Final = "a key must be of one kind only: an API key, an admin key or a metrics key"
@@ -24,14 +27,16 @@ class Change(NamedTuple):
     Attributes:
         signature: of the file, taken before it was read.
         scopes: of each key by its digest.
+        names: of the keys.
     """
 
     signature: Signature | None
     scopes: dict[bytes, Scopes]
+    names: Names
 
 
 class KeyFile:
-    """Digests of the keys of one kind, with their scopes.
+    """Digests of the keys of one kind, with their scopes and names.
 
     The file is checked at most once a second, when they are read, with those of all kinds that are kept apart. If it
     cannot be read any more, or has no valid key, the keys stay: a mistake in it must neither open the service nor lock
@@ -39,8 +44,8 @@ class KeyFile:
 
     Args:
         setting: name of the setting that names the file, for messages.
-        given: keys from the settings.
-        file: more keys, one a line, each with its scopes where it has not all.
+        given: keys from the settings, each with its name where it has one.
+        file: more keys, one a line, each with its scopes where it has not all, and its name where it has one.
         scoped: whether keys of this kind may have scopes.
         on_error: called with the reason why a changed file is ignored; it never holds a key.
         clock: seconds, monotonic.
@@ -50,6 +55,7 @@ class KeyFile:
         configured: whether there are keys, or a file for them.
         apart: all kinds that have no key in common with this one, itself included, see :func:`keep_apart`.
         held: the scopes of each key by its digest, as of the last check.
+        names: of the keys, as of the last check.
 
     Raises:
         SettingsError: the file cannot be read, or breaks a rule.
@@ -66,7 +72,9 @@ class KeyFile:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.setting = setting
-        self._given: dict[bytes, Scopes] = dict.fromkeys(map(digest_of, given))
+        lines = [key_line(text) for text in given]
+        self._given: dict[bytes, Scopes] = dict.fromkeys(digest_of(line.key) for line in lines)
+        self._given_names: Names = {digest_of(line.key): line.name for line in lines if line.name is not None}
         self._scoped = scoped
         self._file = file
         self._on_error = on_error
@@ -74,7 +82,7 @@ class KeyFile:
         self.apart: tuple[KeyFile, ...] = (self,)
         self._reported: tuple[Signature | None, str] | None = None
         self._signature = None if file is None else signature(file)
-        self.held = self._given if file is None else self._read(file)
+        self.held, self.names = (self._given, self._given_names) if file is None else self._read(file)
         self._next_check = clock() + _CHECK_S
         self.configured = bool(self._given) or file is not None
 
@@ -93,14 +101,14 @@ class KeyFile:
         if self._file is None or (found := signature(self._file)) == self._signature:
             return None
         try:
-            return Change(found, self._read(self._file))
+            return Change(found, *self._read(self._file))
         except SettingsError as error:
             self.report(found, str(error))
             return None
 
     def take(self, change: Change) -> None:
         """Let what the file has count from now on."""
-        self._signature, self.held, self._reported = change.signature, change.scopes, None
+        self._signature, self.held, self.names, self._reported = *change, None
 
     def report(self, found: Signature | None, reason: str) -> None:
         """Report once why a file of this signature does not count."""
@@ -108,8 +116,8 @@ class KeyFile:
             self._reported = (found, reason)
             self._on_error(f"{reason}; the keys stay as they were")
 
-    def _read(self, file: Path) -> dict[bytes, Scopes]:
-        found = self._given.copy()
+    def _read(self, file: Path) -> tuple[dict[bytes, Scopes], Names]:
+        found, names = self._given.copy(), self._given_names.copy()
         for line in read_keys(file, self.setting):
             digest, scopes = digest_of(line.key), self._scopes_in(line, file)
             if found.setdefault(digest, scopes) != scopes:
@@ -117,7 +125,12 @@ class KeyFile:
                     f"{self.setting}: a key must have one set of scopes; that on line {line.number} of {file} is "
                     "given elsewhere with another one"
                 )
-        return found
+            if line.name is not None and names.setdefault(digest, line.name) != line.name:
+                raise SettingsError(
+                    f"{self.setting}: a key must have one name; that on line {line.number} of {file} is given "
+                    "elsewhere with another one"
+                )
+        return found, names
 
     def _scopes_in(self, line: KeyLine, file: Path) -> Scopes:
         """The scopes of a line, whose names are not quoted: the line may be a key that looks like this."""

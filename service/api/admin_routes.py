@@ -41,7 +41,7 @@ _OPERATIONS = (
 class AuditLog:
     """Notes who changes what, before it is changed, so that no change is without its entry.
 
-    A key has no name of its own, so it is named by the first eight digits of its SHA-256.
+    A key is named by the first eight digits of its SHA-256, and by its name where it has one.
 
     Args:
         keys: of the admin routes.
@@ -68,6 +68,7 @@ class AuditLog:
             {
                 "at": round(time(), 3),
                 "key": digest.hex()[:_KEY_DIGITS],
+                "name": self._keys.name_of(digest),
                 "action": action,
                 "target": target,
                 "request_id": context_of(request.scope).trace.request_id,

@@ -284,6 +284,9 @@ class AdminChange(BaseModel):
 
     at: float = Field(description="Seconds since 1970, UTC.")
     key: str = Field(description="First eight hexadecimal digits of the SHA-256 of the admin key.")
+    name: str | None = Field(
+        None, description="Name of the key at that time; null: it had none. Missing in entries of earlier versions."
+    )
     action: str = Field(description="As in `hide item`, `roll back`, `run experiment`.")
     target: str | None = Field(description="The bundle, item or experiment that was named; null where none was.")
     request_id: str

@@ -1,6 +1,7 @@
 """Answers the routes of users: stores events, shows histories and profiles, erases users."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import time
 from urllib.parse import unquote
@@ -166,13 +167,14 @@ class UserRoutes:
         consents = [by_default if one.consent is None else one.consent for one in received]
         places = [place for place, consents_to in enumerate(consents) if consents_to]
         events = [_event(received[place], now, types, self._arms) for place in places]
+        sessions = _MergedSessions(self._arms)
         try:
-            new = await self._histories.append(events) if events else ()
+            new = await self._histories.append(events, sessions.of_user) if events else ()
         except BulkPartlyStored as partly:
-            self._count_part(partly, received, places, events, types)
+            self._count_part(partly, received, places, sessions.resolved(events), types)
             raise partly.at(places) from partly
         trace.lap("store")
-        self._attribute(events, range(len(events)), new)
+        self._attribute(sessions.resolved(events), range(len(events)), new)
         stored, duplicates, refused = len(new), len(events) - len(new), len(received) - len(events)
         unknown = _unknown_types(received, types)
         self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
@@ -185,7 +187,7 @@ class UserRoutes:
         whose first reply was lost is not missing.
 
         Args:
-            events: that were sent to the store.
+            events: that were sent to the store, those of merged sessions as their users'.
             stored: positions of those that are stored.
             new: of those that were not stored before, ascending.
         """
@@ -210,7 +212,7 @@ class UserRoutes:
             partly: which events were stored.
             received: the bulk.
             places: position in it of each event that was sent to the store.
-            events: these events.
+            events: these events, those of merged sessions as their users'.
             types: what the types of events mean.
         """
         again = {places[position] for position in partly.not_stored}
@@ -289,6 +291,30 @@ class UserRoutes:
         return Response(status_code=204)
 
 
+class _MergedSessions:
+    """Makes events of merged sessions events of their users, as the store says, and in the arms of these users.
+
+    Args:
+        arms: chooses the arm of a user.
+    """
+
+    def __init__(self, arms: Arms) -> None:
+        self._arms = arms
+        self._users: dict[str, str] = {}  # by the owner of the session's data
+
+    def of_user(self, event: Event, user_id: str) -> Event:
+        """The event as one of the user into whom its session was merged."""
+        self._users[event.user_id] = user_id
+        return replace(event, user_id=user_id, arm=self._arms.label_of(user_id))
+
+    def resolved(self, events: Sequence[Event]) -> Sequence[Event]:
+        """All events as they are stored."""
+        users = self._users
+        if not users:
+            return events
+        return [self.of_user(event, users[event.user_id]) if event.user_id in users else event for event in events]
+
+
 def _unknown_types(events: Sequence[request_models.EventRequest], types: EventTypes) -> int:
     """How many events have a type that the bundle does not name."""
     return sum(event.type is not None and event.type not in types.types for event in events)
@@ -326,6 +352,7 @@ def _event(event: request_models.EventRequest, now: float, types: EventTypes, ar
         stored_in=_STORED_IN[types.meaning(event.type)],
         value=event.value,
         arm=arms.label_of(owner),
+        outcome=types.outcome(event.type),
     )
 
 

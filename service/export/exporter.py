@@ -1,8 +1,9 @@
 """Exports the event streams to a directory, each event exactly once, and trims them by what was exported.
 
-The manifests of the directory alone say what is exported. A round reads entries behind their positions, writes files,
-adds the erasures that were made meanwhile, commits the manifests, and only then records the positions in Redis and
-trims. A round that ended anywhere is repeated from the same positions: its files did not count.
+The directory alone says what is exported, by its manifests and the positions that outlive deleted days. A round reads
+entries behind the positions, writes files, adds the erasures that were made meanwhile, commits the manifests, and only
+then records the positions in Redis and trims. A round that ended anywhere is repeated from the same positions: its
+files did not count.
 """
 
 from collections.abc import Sequence
@@ -116,11 +117,12 @@ class Exporter:
         Raises:
             ExportRefused: another directory is exported to, or this one is an older copy.
             EventsUnavailable: Redis does not answer.
-            EventExportError: a manifest is damaged.
+            EventExportError: a manifest or the file of the positions is damaged.
+            DiskError: the directory cannot be written.
         """
         self._directory.delete_uncounted()
         found = self._directory.positions()
-        self._positions = positions = [found.get(bucket, BEFORE_ALL) for bucket in range(BUCKETS)]
+        positions = [found.get(bucket, BEFORE_ALL) for bucket in range(BUCKETS)]
         root, sent = self._directory.root, [str(position) for position in positions]
         try:
             known = await self._events.attach(self._directory.id, self._directory.key, sent)
@@ -128,13 +130,20 @@ class Exporter:
             raise ExportRefused(
                 f"{root}: the events of this Redis are exported to another directory; name that one. {DETACH_HINT}"
             ) from None
-        for bucket, (position, recorded) in enumerate(zip(positions, map(StreamId.parse, known), strict=True)):
-            if recorded > position:
+        for bucket, recorded in enumerate(map(StreamId.parse, known)):
+            position = positions[bucket]
+            if recorded <= position:
+                continue
+            # Versions without a file of the positions forgot those of the deleted days.
+            if not self._directory.is_of_a_deleted_day(recorded):
                 raise ExportRefused(
                     f"{root}: {bucket_name(bucket)} is exported up to {recorded}, but this directory ends at "
                     f"{position}: it is an older copy; name the newer one. {DETACH_HINT}"
                 )
-        for bucket, (before, now) in enumerate(zip(known, sent, strict=True)):
+            positions[bucket] = recorded
+        self._positions = positions
+        self._directory.add_positions({bucket: last for bucket, last in enumerate(positions) if last != BEFORE_ALL})
+        for bucket, (before, now) in enumerate(zip(known, map(str, positions), strict=True)):
             if before != now:
                 await self._record(bucket, before, now)
         await self._events.trim(range(BUCKETS))

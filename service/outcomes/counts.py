@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from index.bundle.event_types import Outcome
 from service.errors import OutcomesUnavailable
-from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, Outcome
+from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord
 from service.stores.outcomes.outcome_store import AnsweredItem, CountBatch, OutcomeStore
 
 Dimension = Literal["position", "bundle", "arm", "strategy", "slot"]

@@ -21,7 +21,6 @@ from structlog.typing import FilteringBoundLogger
 
 from service.errors import OutcomesUnavailable
 from service.outcomes.counts import LeftOut, LeftOutKind, OutcomeCounts, flushed
-from service.outcomes.event_outcomes import OUTCOME_OF
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, AnswerRecord, SecondArm, owner_of
 from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, Attribution, ItemOutcome, OutcomeStore
@@ -177,7 +176,7 @@ class Outcomes:
         They are left out together: an impression without its click would make the click rate too low.
         """
         wanted = [
-            event for event in events if event.type in OUTCOME_OF and (self._sample >= 1.0 or self._owners(event))
+            event for event in events if event.outcome is not None and (self._sample >= 1.0 or self._owners(event))
         ]
         if wanted and not self._put(*wanted):
             self._observer.event("dropped", len(wanted))
@@ -339,25 +338,23 @@ class Outcomes:
 
     async def _attribute(self, events: Sequence[Event]) -> None:
         """Attribute each event to the first of its owners whose answers show the item."""
-        waiting, tried = [(event, self._owners(event)) for event in events], 0
+        waiting, tried = [(event, kind, self._owners(event)) for event in events if (kind := event.outcome)], 0
         results: Counter[str] = Counter()
         while waiting:
             outcomes = [
-                ItemOutcome(
-                    owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id, event.timestamp
-                )
-                for event, owners in waiting
+                ItemOutcome(owners[tried], event.item_id, kind, event.request_id, event.timestamp)
+                for event, kind, owners in waiting
             ]
             found = await self._store.attribute(outcomes)
             further = []
             for entry, outcome, shown in zip(waiting, outcomes, found, strict=True):
-                event, owners = entry
+                event, kind, owners = entry
                 if shown is None and len(owners) > tried + 1:
                     further.append(entry)
                     continue
                 results[_result(shown)] += 1
                 if isinstance(shown, AnsweredItem):
-                    self.counts.attributed(outcome.owner, outcome.outcome, shown, event.value or 0.0)
+                    self.counts.attributed(outcome.owner, kind, shown, event.value or 0.0)
             waiting, tried = further, tried + 1
         for result, amount in results.items():
             self._observer.event(result, amount)

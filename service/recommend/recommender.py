@@ -126,7 +126,8 @@ class Recommender:
         if not owners:
             return [], [], None
         try:
-            read = self._read(owners, self._shown_types(bundle, query))
+            types = self._event_types(bundle)
+            read = self._read(owners, types, _shown_types(query, types))
             return *(await _in_time(read, _left_s(query, watch))), None
         except HistoriesUnavailable:
             return [], [], "history_unavailable"
@@ -136,7 +137,7 @@ class Recommender:
             watch.lap("history")
 
     async def _read(
-        self, owners: Sequence[str], shown_types: Collection[str]
+        self, owners: Sequence[str], types: EventTypes, shown_types: Collection[str]
     ) -> tuple[list[list[HistoryEntry]], list[str]]:
         if len(owners) == 1 and not shown_types:
             return [await self._histories.entries(owners[0])], []
@@ -144,15 +145,10 @@ class Recommender:
             asyncio.gather(*map(self._histories.entries, owners)),
             asyncio.gather(*map(self._histories.impressions, owners if shown_types else ())),
         )
-        shown = [entry.item_id for entries in impressions for entry in entries if entry.type in shown_types]
+        shown = [
+            entry.item_id for entries in impressions for entry in entries if types.is_among(entry.type, shown_types)
+        ]
         return histories, shown
-
-    def _shown_types(self, bundle: Bundle, query: Query) -> Collection[str]:
-        """The types of impressions whose items a query excludes."""
-        if not isinstance(query.exclude_seen, frozenset):
-            return ()
-        types = self._event_types(bundle)
-        return {name for name in query.exclude_seen if types.meaning(name) == "impression"}
 
     async def _first_result(
         self, resolved: "ResolvedQuery", strategies: Sequence[Strategy], degraded: Degraded | None, watch: Stopwatch
@@ -213,6 +209,13 @@ class Recommender:
         new = self._new_items.among(resolved.bundle, resolved.allowed)
         fresh = resolved.fresh_job(job, found, pool, new)
         return None if fresh is None else (fresh, await self._engine.search(resolved.bundle, fresh))
+
+
+def _shown_types(query: Query, types: EventTypes) -> Collection[str]:
+    """The types of impressions whose items a query excludes."""
+    if not isinstance(query.exclude_seen, frozenset):
+        return ()
+    return {name for name in query.exclude_seen if types.meaning(name) == "impression"}
 
 
 async def _in_time(work: Awaitable[_T], left_s: float | None) -> _T:

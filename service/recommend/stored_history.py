@@ -109,7 +109,7 @@ def _excluded(
     if exclude_seen == "positive":
         excluded |= {entry.item_id for entry, weight in zip(entries, weights, strict=True) if weight > 0}
     elif exclude_seen:
-        excluded |= {entry.item_id for entry in entries if (entry.type or types.default_type) in exclude_seen}
+        excluded |= {entry.item_id for entry in entries if types.is_among(entry.type, exclude_seen)}
     return excluded
 
 

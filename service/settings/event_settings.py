@@ -36,21 +36,26 @@ class EventSettings(SettingsGroup):
     default_type: str | None = Field(
         None, description="Type whose meaning an event without a type, or of an unknown one, has; unset: `view`."
     )
+    event_outcomes: Annotated[dict[str, Any], BeforeValidator(_split_table)] = Field(
+        {},
+        description="`impression`, `click`, `conversion` or `none` by type: the outcome of an answer that its events "
+        "are, as in `rent=conversion,finished=conversion`; in the file the table `[events.outcomes]`.",
+    )
 
     @model_validator(mode="after")
     def _check_table(self) -> Self:
         try:
             self.table  # noqa: B018 - raises on a table that breaks a rule
         except EventTypesError as error:
-            raise ValueError(f"event_types or default_type: {error}") from None
+            raise ValueError(f"event_types, default_type or event_outcomes: {error}") from None
         return self
 
     @cached_property
     def table(self) -> EventTypes | None:
         """The table that these settings set; None: that of the bundle, else the default."""
-        if not self.event_types and self.default_type is None:
+        if not self.event_types and self.default_type is None and not self.event_outcomes:
             return None
-        return EventTypes.of(self.event_types, self.default_type)
+        return EventTypes.of(self.event_types, self.default_type, self.event_outcomes)
 
     def over(self, of_bundle: EventTypes | None) -> EventTypes:
         """The table that counts: that of these settings, else that of the active bundle, else the default."""

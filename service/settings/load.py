@@ -42,7 +42,7 @@ _SERVICE_PORT: Final = re.compile(rf"{PREFIX}(?:\w+_)?PORT")
 _SERVICE_ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://.*")
 # A small bundle with its code and encoder takes a third of it; the rest is for vectors and requests.
 _WORKER_BYTES: Final = 256 << 20
-_IN_EVENTS: Final = {"types": "event_types", "default_type": "default_type"}
+_IN_EVENTS: Final = {"types": "event_types", "default_type": "default_type", "outcomes": "event_outcomes"}
 _MOST_MESSAGE: Final = 300
 _SECRETS: Final = {"redis_url", "api_keys", "admin_keys", "metrics_keys", "retriever", "retriever_token"}
 

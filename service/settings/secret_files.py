@@ -7,19 +7,26 @@ from typing import Final, NamedTuple
 from service.errors import SettingsError
 
 KEY_RULE = "every key must have 16 to 512 ASCII characters, no spaces, and must not be a name that lacks its key"
+NAME_RULE: Final = "the name of a key must have 1 to 64 of the characters a-z, A-Z, 0-9, . _ - and @"
 _MAX_BYTES = 65_536
 _MOST_SHOWN: Final = 200
 _KEY: Final = re.compile(r"[!-~]{16,512}")
-# These can be guessed from the documentation: scopes, a label, or a variable before the place of the key.
-_NAME: Final = re.compile(r"(?i:scopes?=.*)|[A-Za-z][\w.-]*:|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+=")
-_SCOPED: Final = re.compile(r"(\S+)\s+scopes=(.*)")
+# These can be guessed: scopes, a name, a label, or a variable before the place of the key.
+_NO_KEY: Final = re.compile(r"(?i:(?:scope|name)s?=.*)|[A-Za-z][\w.-]*:|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+=")
+_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_ATTRIBUTES: Final = re.compile(r"(\S+)((?:\s+(?:scopes|name)=\S*)+)")
 
 Signature = tuple[int, int, int]
 
 
 def is_key(text: str) -> bool:
     """Whether a text may be an API key."""
-    return _KEY.fullmatch(text) is not None and _NAME.fullmatch(text) is None
+    return _KEY.fullmatch(text) is not None and _NO_KEY.fullmatch(text) is None
+
+
+def is_key_name(text: str) -> bool:
+    """Whether a text may be the name of a key."""
+    return _NAME.fullmatch(text) is not None
 
 
 def read_secret(path: Path, setting: str) -> str:
@@ -60,34 +67,50 @@ class KeyLine(NamedTuple):
         number: of the line, counted from 1.
         key: the API key.
         scopes: names after ``scopes=``; None: the line has none.
+        name: after ``name=``; None: the line has none.
     """
 
     number: int
     key: str
-    scopes: tuple[str, ...] | None
+    scopes: tuple[str, ...] | None = None
+    name: str | None = None
 
 
 def read_keys(path: Path, setting: str) -> tuple[KeyLine, ...]:
     """The API keys in a file, one per line; empty lines and lines that start with ``#`` are ignored.
 
     Raises:
-        SettingsError: the file cannot be read, has no key, or has a line whose key breaks the rule for keys. The
+        SettingsError: the file cannot be read, has no key, or has a line whose key or name breaks a rule. The
             message has the number of the line and does not quote it.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_secret(path, setting).splitlines(), 1)]
-    keys = tuple(_key_line(number, line) for number, line in lines if line and not line.startswith("#"))
+    keys = tuple(key_line(line, number) for number, line in lines if line and not line.startswith("#"))
     if not keys:
         raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which has none")
     for line in keys:
         if not is_key(line.key):
-            rule = f"{KEY_RULE}; a line is KEY, or KEY scopes=NAMES, and # begins a comment"
+            rule = f"{KEY_RULE}; a line is KEY, KEY scopes=NAMES, KEY name=NAME or with both, and # begins a comment"
             raise SettingsError(f"{setting}: {rule}; line {line.number} of {path} breaks this rule")
+        if line.name is not None and not is_key_name(line.name):
+            raise SettingsError(f"{setting}: {NAME_RULE}; line {line.number} of {path} breaks this rule")
     return keys
 
 
-def _key_line(number: int, line: str) -> KeyLine:
-    found = _SCOPED.fullmatch(line)
-    return KeyLine(number, line, None) if found is None else KeyLine(number, found[1], tuple(found[2].split(",")))
+def key_line(line: str, number: int = 1) -> KeyLine:
+    """A key with what is said of it; a line of another form is one key, which no rule allows.
+
+    Args:
+        line: ``KEY``, with ``scopes=NAMES`` and ``name=NAME`` after it in any order.
+        number: of the line.
+    """
+    found = _ATTRIBUTES.fullmatch(line)
+    if found is None:
+        return KeyLine(number, line)
+    pairs = [part.split("=", 1) for part in found[2].split()]
+    said = dict(pairs)
+    if len(said) < len(pairs):
+        return KeyLine(number, line)
+    return KeyLine(number, found[1], tuple(said["scopes"].split(",")) if "scopes" in said else None, said.get("name"))
 
 
 def read_properties(path: Path, setting: str) -> dict[str, str]:

@@ -6,8 +6,10 @@ Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redi
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
+
+from index.bundle.event_types import Outcome
 
 StoredIn = Literal["history", "impressions", "stream"]
 OTHER_EXPERIMENT: Final = (
@@ -42,6 +44,7 @@ class Event:
         stored_in: the list of its user that gets it; ``stream``: neither. The stream gets every event.
         value: of a conversion, as in the price paid, 0 … 1e9; None if not given.
         arm: experiment and arm that the user was in, as in ``prices/control``; None: in none.
+        outcome: of an answer that it may be an outcome of; None: of none. It is not stored.
     """
 
     user_id: str
@@ -54,6 +57,16 @@ class Event:
     stored_in: StoredIn = field(default="history", compare=False)
     value: float | None = None
     arm: str | None = None
+    outcome: Outcome | None = field(default=None, compare=False)
+
+
+OfUser = Callable[[Event, str], Event]
+"""Makes an event of a merged session one of its user."""
+
+
+def event_of_user(event: Event, user_id: str) -> Event:
+    """The event as one of this user, with all else as it is."""
+    return replace(event, user_id=user_id)
 
 
 class HistoryEntry(NamedTuple):
@@ -90,11 +103,15 @@ class HistoryStore(HistoryReader, Protocol):
     Every method raises `HistoriesUnavailable` when the store does not answer in its time.
     """
 
-    async def append(self, events: Sequence[Event]) -> Sequence[int]:
+    async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store all of the events or none, those of a merged session for its user.
 
         In the history an event comes before the newest ones of a later time, if it is at most `late_s` old. An older
         one comes last; those of one call in order of their times. One whose time is still to come is passed by none.
+
+        Args:
+            events: to be stored.
+            of_user: called with each event of a merged session and the user; returns the event that is stored.
 
         Returns:
             Positions of those that are newly stored, ascending: an event whose id this user already sent is not stored

@@ -25,7 +25,6 @@ has nothing in the new one, moved when an event of the user is stored, and erase
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Final
 
 from index.event_export.erasures import erasure_name
@@ -45,7 +44,15 @@ from service.stores.history_keys import (
     stream_key,
 )
 from service.stores.history_records import append_caps, entries_of, event_arguments, event_of, merge_caps
-from service.stores.protocols import Event, Forget, HistoryEntry, session_of, session_owner
+from service.stores.protocols import (
+    Event,
+    Forget,
+    HistoryEntry,
+    OfUser,
+    event_of_user,
+    session_of,
+    session_owner,
+)
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
 from service.stores.redis_erasure_scripts import ERASE, ERASE_FROM_OLD_STREAM, FREE_SESSION, NEEDS_KEY
 from service.stores.redis_history_scripts import APPEND, OF_MERGED_SESSION, TO_BE_MOVED
@@ -95,13 +102,13 @@ class RedisHistories:
         self._prefix = redis.redis_prefix
         self._watch = watch
 
-    async def append(self, events: Sequence[Event]) -> Sequence[int]:
+    async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
         order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
         ordered = [events[position] for position in order]
         with self._translated("append"):
             for attempt in range(1 + _MOST_MERGED_MEANWHILE):
-                new = await self._append(await self._of_users(ordered) if attempt else ordered)
+                new = await self._append(await self._of_users(ordered, of_user) if attempt else ordered)
                 if new is not None:
                     return new if len(new) == len(events) else sorted(order[number] for number in new)
             raise RedisUnavailable("the sessions of these events are being merged")
@@ -146,7 +153,7 @@ class RedisHistories:
         ttl_s = self._ttls[session_of(owner) is not None]
         await self._writes.call("EXPIRE", keys_of(self._prefix, owner).event_ids, ttl_s, kind=int)
 
-    async def _of_users(self, events: Sequence[Event]) -> list[Event]:
+    async def _of_users(self, events: Sequence[Event], of_user: OfUser) -> list[Event]:
         """Events in which a session that was merged is replaced by its user."""
         sessions = list(dict.fromkeys(event.user_id for event in events if session_of(event.user_id) is not None))
         calls = [
@@ -154,7 +161,7 @@ class RedisHistories:
         ]
         found = dict(zip(sessions, await asyncio.gather(*calls), strict=True))
         users = {owner: user.decode() for owner, (user,) in found.items() if user is not None}
-        return [replace(event, user_id=users.get(event.user_id, event.user_id)) for event in events]
+        return [of_user(event, users[event.user_id]) if event.user_id in users else event for event in events]
 
     async def entries(self, owner: str) -> list[HistoryEntry]:
         """Events, oldest first; see `HistoryReader.entries`."""

@@ -38,9 +38,84 @@ def test_a_table_changes_the_defaults_and_adds_to_them() -> None:
     ]
 
 
-def test_a_table_is_read_back_as_it_was_written() -> None:
-    table = EventTypes.of({"view": 0.5, "search": "ignore"}, "cart")
+@pytest.mark.parametrize("outcomes", [None, {"cart": "click", "view": "none"}])
+def test_a_table_is_read_back_as_it_was_written(outcomes: dict[str, str] | None) -> None:
+    table = EventTypes.of({"view": 0.5, "search": "ignore"}, "cart", outcomes)
     assert EventTypes.model_validate_json(table.model_dump_json()) == table
+
+
+def test_a_table_without_outcomes_is_written_as_by_versions_that_know_none() -> None:
+    assert DEFAULT_EVENT_TYPES.model_dump(mode="json").keys() == {"types", "default_type"}
+    of_old_bundle = {"types": {"view": 1.0, "buy": 2.0}, "default_type": "view"}
+    assert EventTypes.model_validate(of_old_bundle).outcome("buy") == "click"
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        *((name, "click") for name in ("view", "click", None)),
+        ("purchase", "conversion"),
+        ("impression", "impression"),
+        *((name, None) for name in ("cart", "like", "dislike", "return", "of nobody")),
+    ],
+)
+def test_the_outcomes_of_the_default_table(name: str | None, outcome: str | None) -> None:
+    assert DEFAULT_EVENT_TYPES.outcome(name) == outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("rent", "conversion"),  # as it says
+        ("read", "click"),  # positive
+        (None, "click"),  # as read, the default type
+        ("skipped", None),  # negative
+        ("search", None),  # ignored
+        ("shown", "impression"),
+        ("view", "impression"),  # its meaning here
+        ("click", "click"),  # by its name, though the history does not get it
+        ("purchase", None),  # as it says
+        ("cart", "click"),  # as it says
+        ("of nobody", None),
+    ],
+)
+def test_outcomes_go_by_what_the_table_says_then_by_the_meaning(name: str | None, outcome: str | None) -> None:
+    table = EventTypes.of(
+        {
+            "rent": 4,
+            "read": 1,
+            "skipped": -1,
+            "search": "ignore",
+            "shown": "impression",
+            "view": "impression",
+            "click": "ignore",
+        },
+        "read",
+        {"rent": "conversion", "purchase": "none", "cart": "click"},
+    )
+    assert table.outcome(name) == outcome
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ({"view": "sale"}, "the outcome of view must be 'impression', 'click', 'conversion' or 'none', got 'sale'"),
+        ({"view": 1.0}, "the outcome of view must be .*, got 1.0"),
+        ({"view": ["click"]}, "the outcome of view must be"),
+        ({"rent": "click"}, "outcomes must name types among view, cart, .*, got 'rent'"),
+        ("click", "outcomes must be a table, got click"),
+    ],
+)
+def test_a_bad_outcome_is_refused_and_says_why(outcomes: Any, said: str) -> None:
+    with pytest.raises(EventTypesError, match=said):
+        EventTypes.of({}, None, outcomes)
+
+
+def test_an_event_is_among_types_by_its_name_or_as_the_default_type() -> None:
+    names = {"view", "of nobody"}
+    among = {name: DEFAULT_EVENT_TYPES.is_among(name, names) for name in ("view", None, "of nobody", "what", "cart")}
+    assert among == {"view": True, None: True, "of nobody": True, "what": True, "cart": False}
+    assert not DEFAULT_EVENT_TYPES.is_among(None, {"of nobody"})
 
 
 @pytest.mark.parametrize(

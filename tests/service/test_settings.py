@@ -67,10 +67,13 @@ def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
         ("VLM2REC_TRUSTED_PROXIES", "10.0.0.1, proxy", "trusted_proxies: .*'proxy' does not appear to be"),
         ("VLM2REC_TRUSTED_PROXIES", "*", "trusted_proxies: "),
         ("VLM2REC_RATE_LIMIT", "0", "rate_limit: .*greater than 0"),
-        ("VLM2REC_EVENT_TYPES", "view=nan", "event_types or default_type: view must be a weight of -10 to 10.*got"),
+        ("VLM2REC_EVENT_TYPES", "view=nan", "event_types, .*: view must be a weight of -10 to 10.*got"),
         ("VLM2REC_EVENT_TYPES", "view=1,shop", "1 to 64 characters"),
         ("VLM2REC_EVENT_TYPES", "search=none", "search must be a weight.*got 'none'"),
         ("VLM2REC_DEFAULT_TYPE", "bought", "default_type must be one of the types view, cart, .*got 'bought'"),
+        ("VLM2REC_EVENT_OUTCOMES", "view=sale", "event_outcomes: the outcome of view must be .*, got 'sale'"),
+        ("VLM2REC_EVENT_OUTCOMES", "rent=click", "event_outcomes: outcomes must name types among .*, got 'rent'"),
+        ("VLM2REC_EVENT_OUTCOMES", "view=1", "the outcome of view must be .*, got 1.0"),
         ("VLM2REC_LATE_S", "-1", "late_s: .*greater than or equal to 0"),
         ("VLM2REC_CONFIG", "/nonexistent.toml", "VLM2REC_CONFIG must name a TOML file"),
     ],
@@ -161,6 +164,16 @@ def test_event_types_are_a_table_of_the_file_or_a_text(monkeypatch: pytest.Monke
     file.write_text('port = 81\n[events]\ndefault_type = "search"\n[events.types]\nrent = 4\nsearch = "ignore"\n')
     monkeypatch.setenv("VLM2REC_CONFIG", str(file))
     assert load_settings(registry="r").events.table == by_text.table
+
+
+def test_outcomes_of_types_are_a_table_of_the_file_or_a_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLM2REC_EVENT_OUTCOMES", "like=click, purchase=none")
+    assert load_settings(registry="r").events.table == EventTypes.of({}, None, {"like": "click", "purchase": "none"})
+    monkeypatch.delenv("VLM2REC_EVENT_OUTCOMES")
+    file = tmp_path / "service.toml"
+    file.write_text('[events.types]\nrent = 4\n[events.outcomes]\nrent = "conversion"\n')
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    assert load_settings(registry="r").events.table == EventTypes.of({"rent": 4}, None, {"rent": "conversion"})
 
 
 def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:

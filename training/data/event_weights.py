@@ -94,7 +94,7 @@ class EventRules:
         if not isinstance(events, dict):
             raise EventTypesError(f"events must be a table [events], got {events!r:.80}")
         unknown = [*found.keys() - {"weight_by", "rating_threshold", "events"}]
-        unknown += [f"events.{name}" for name in events.keys() - {"default_type", "types"}]
+        unknown += [f"events.{name}" for name in events.keys() - {"default_type", "types", "outcomes"}]
         if unknown:
             raise ValueError(f"{min(unknown)} is not a known key")
         weight_by, threshold = found.get("weight_by"), found.get("rating_threshold")
@@ -106,7 +106,7 @@ class EventRules:
                 "rating_threshold must be a finite number where weight_by is rating, else missing, "
                 f"got {threshold!r:.80}"
             )
-        types = EventTypes.of(events.get("types"), events.get("default_type"))
+        types = EventTypes.of(events.get("types"), events.get("default_type"), events.get("outcomes"))
         return cls(weight_by, types, math.nan if threshold is None else float(threshold))
 
     def apply(self, path: Path, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:

@@ -6,7 +6,7 @@ buckets does not exist in a cluster.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from redis.exceptions import RedisError
@@ -15,7 +15,7 @@ from service.errors import BulkPartlyStored, HistoriesUnavailable, RedisUnavaila
 from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.deployment.session_merge import SessionMerge
 from service.stores.history_keys import bucket_of, keys_of
-from service.stores.protocols import Event, Forget, session_of
+from service.stores.protocols import Event, Forget, OfUser, event_of_user, session_of
 from service.stores.redis_client import UNWATCHED, RedisWatch
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_renewal import Renewal
@@ -67,7 +67,7 @@ class ClusterHistories(RedisHistories):
         super().__init__(redis, retention, watch=watch, renewal=renewal)
         self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._count_lost)
 
-    async def append(self, events: Sequence[Event]) -> Sequence[int]:
+    async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store events; see `HistoryStore.append`. Of each bucket all are stored or none.
 
         Raises:
@@ -78,7 +78,7 @@ class ClusterHistories(RedisHistories):
         sent = sorted((_Sent(*numbered) for numbered in enumerate(events)), key=lambda sent: sent.event.timestamp)
         try:
             with self._translated("append"):
-                await self._append_by_bucket(sent, bulk)
+                await self._append_by_bucket(sent, bulk, of_user)
                 if bulk.error is not None:
                     raise bulk.error
         except HistoriesUnavailable as unavailable:
@@ -116,7 +116,7 @@ class ClusterHistories(RedisHistories):
             session_id, user_id, lambda oldest: self._forget_session(oldest, user_id, forget)
         )
 
-    async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
+    async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk, of_user: OfUser) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""
         for _ in range(_MOST_ROUNDS):
             buckets: dict[int, list[_Sent]] = {}
@@ -129,7 +129,7 @@ class ClusterHistories(RedisHistories):
             if not of_merged:
                 return
             try:
-                waiting = await self._of_their_users(of_merged)
+                waiting = await self._of_their_users(of_merged, of_user)
             except (RedisError, RedisUnavailable) as error:
                 bulk.fail(of_merged, error)
                 return
@@ -147,7 +147,7 @@ class ClusterHistories(RedisHistories):
         bulk.new += (group[number].position for number in new)
         return False
 
-    async def _of_their_users(self, events: Sequence[_Sent]) -> list[_Sent]:
+    async def _of_their_users(self, events: Sequence[_Sent], of_user: OfUser) -> list[_Sent]:
         """Events in which a session that was merged is replaced by its user; a merge in progress is ended first."""
         owners = dict.fromkeys(sent.event.user_id for sent in events)
         users: dict[str, str] = {}
@@ -162,6 +162,6 @@ class ClusterHistories(RedisHistories):
                 if moving is not None:
                     await self._merge(session_id, users[owner], None)
         return [
-            sent._replace(event=replace(sent.event, user_id=users.get(sent.event.user_id, sent.event.user_id)))
+            sent._replace(event=of_user(sent.event, users[sent.event.user_id])) if sent.event.user_id in users else sent
             for sent in events
         ]

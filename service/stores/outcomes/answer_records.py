@@ -31,9 +31,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
-Outcome = Literal["impression", "click", "conversion"]
+from index.bundle.event_types import Outcome
 
 MOST_ITEMS: Final = 50
 """Items of an answer that are stored, from its first position on."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, NamedTuple, Protocol
 
+from index.bundle.event_types import Outcome
 from service.errors import OutcomesUnavailable
-from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, Outcome
+from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord
 
 DUPLICATE: Final = "duplicate"
 """Result of an attribution to an answer that has this outcome of this item already."""

@@ -78,6 +78,49 @@ def test_a_key_has_the_scopes_of_its_line(files: Files) -> None:
     assert source.scopes() == {digest_of(OLD): {"outcomes", "merge"}}
 
 
+def test_a_key_has_the_name_of_its_line(files: Files) -> None:
+    files.write(f"{OLD} name=anna\n{NEW}\tscopes=merge name=shop-2\n{OTHER} name=shop-2  scopes=merge\n{ADMIN}\n")
+    source = files.source(f"{'k' * 16} name=carl")
+    names = {OLD: "anna", NEW: "shop-2", OTHER: "shop-2", "k" * 16: "carl"}
+    assert source.names == {digest_of(key): name for key, name in names.items()}
+    assert source.scopes()[digest_of(NEW)] == source.scopes()[digest_of(OTHER)] == {"merge"}
+    assert source.scopes()[digest_of(OLD)] is source.scopes()[digest_of("k" * 16)] is None
+    files.write(f"{OLD} name=bob\n{OLD}\n")
+    files.now += 1.1
+    source.scopes()
+    assert KeyRing([source], open_without_keys=False).name_of(digest_of(OLD)) == "bob"
+    assert KeyRing([source], open_without_keys=False).name_of(digest_of(NEW)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (f"{OLD} name=", "the name of a key must have 1 to 64 .*; line 1 of"),
+        (f"{OLD}\n{NEW} name=bo/b", "the name of a key must have 1 to 64 .*; line 2 of"),
+        (f"{OLD} name={'n' * 65}", "the name of a key must have 1 to 64"),
+        (f"{OLD} name=bo b", "every key must have 16 to 512"),
+        (f"{OLD} name=bob name=bob", "every key must have 16 to 512"),
+        (f"{OLD} name=bob\n{OLD} name=carl", "a key must have one name; that on line 2 of"),
+        ("name=bob-the-administrator", "every key must have 16 to 512"),
+    ],
+)
+def test_a_bad_name_is_refused_and_quoted_nowhere(files: Files, text: str, rule: str) -> None:
+    files.write(text)
+    with pytest.raises(SettingsError, match=rule) as refused:
+        files.source()
+    assert not any(word in str(refused.value) for word in (OLD, NEW, "bob", "bo/b"))
+    if "\n" not in text:
+        with pytest.raises(SettingsError, match=r"api_keys: .*(every key must have|the name of a key must have)"):
+            load_settings(registry="r", api_keys=[text])
+
+
+def test_a_named_key_is_of_one_kind_only() -> None:
+    with pytest.raises(SettingsError, match="a key must be of one kind only"):
+        load_settings(registry="r", api_keys=[OLD], admin_keys=[f"{OLD} name=anna"])
+    with pytest.raises(SettingsError, match=r"admin_keys: .*a name may follow it, as in KEY name=NAME"):
+        load_settings(registry="r", admin_keys=[f"{OLD} scopes=merge"])
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

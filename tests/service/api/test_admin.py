@@ -131,8 +131,22 @@ def test_every_change_is_in_the_audit_log(open_client: Any) -> None:
             ("hide item", "i2"), ("roll back", None), ("reload", None), ("show item", "i1"),
         ]  # fmt: skip
         assert {change["key"] for change in changes} == {hashlib.sha256(ADMIN.encode()).hexdigest()[:8]}
+        assert {change["name"] for change in changes} == {None}
         assert changes[0]["request_id"] == hidden.headers["x-request-id"]
         assert [change["at"] for change in changes] == sorted((change["at"] for change in changes), reverse=True)
+
+
+def test_the_audit_log_names_who_has_a_name(open_client: Any, tmp_path: Path) -> None:
+    bob, carl = "key-of-bob-0123456789", "key-of-carl-0123456789"
+    file = tmp_path / "admin-keys"
+    file.write_text(f"{bob} name=bob@shop.example\n{carl}\n")
+    with open_client(admin_keys=f"{ADMIN} name=anna", admin_keys_file=file) as client:
+        for key in (ADMIN, bob, carl):
+            hidden = client.put("/items/i2/availability", json={"available": False}, **with_key(key))
+            assert hidden.status_code == 204
+        changes = client.get("/audit", **with_key(ADMIN)).json()["changes"]
+        assert [change["name"] for change in changes] == [None, "bob@shop.example", "anna"]
+        assert changes[2]["key"] == hashlib.sha256(ADMIN.encode()).hexdigest()[:8]
 
 
 def test_without_redis_nothing_is_changed_unnoted(open_client: Any) -> None:

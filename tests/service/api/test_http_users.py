@@ -106,12 +106,12 @@ def test_a_second_large_bulk_is_refused_where_single_events_are_not(
         histories = client.app.state.histories  # type: ignore[attr-defined]
         append = histories.append
 
-        async def held(events: Any) -> Any:
+        async def held(events: Any, of_user: Any) -> Any:
             if len(events) == 1000:
                 storing.set()
                 while not released.is_set():
                     await asyncio.sleep(0.01)
-            return await append(events)
+            return await append(events, of_user)
 
         def stored(count: int) -> int:
             answer = client.post("/events", json={"events": [event] * count})

@@ -72,6 +72,23 @@ def test_what_a_session_was_shown_counts_after_it_was_merged(client: TestClient)
     assert [step["type"] for step in client.get("/users/carla/history").json()["items"]] == ["click", "purchase"]
 
 
+@pytest.mark.parametrize("names_request", [True, False])
+def test_an_event_of_a_merged_session_counts_for_the_answers_to_its_user(
+    client: TestClient, names_request: bool
+) -> None:
+    """The visitor has logged in, and the page goes on sending the session alone."""
+    before, user, session = events(client, "attributed"), f"flora-{names_request}", f"s3-{names_request}"
+    assert client.post(f"/users/{user}/merge", json={"session_id": session}).status_code == 200
+    answer = shown(client, user_id=user)
+    if not names_request:
+        del answer["request_id"]
+    assert client.post("/events", json={"session_id": session, "type": "click", **answer}).json()["stored"] == 1
+    eventually(lambda: events(client, "attributed") == before + 1)
+    bulk = [{"session_id": session, "type": "purchase", **answer}, {"user_id": "gina", "item_id": "i1"}]
+    assert client.post("/events", json={"events": bulk}).json()["stored"] == 2
+    eventually(lambda: events(client, "attributed") == before + 2)
+
+
 @pytest.mark.parametrize(
     "arm",
     [

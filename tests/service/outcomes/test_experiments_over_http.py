@@ -118,6 +118,22 @@ def test_an_arm_is_in_outcomes_events_and_groups(opened: TestClient) -> None:
     assert [(event.item_id, event.arm) for event in events] == [(item, answer["arm"])]
 
 
+def test_an_event_of_a_merged_session_has_the_arm_of_its_user(opened: TestClient) -> None:
+    put(opened, "pictures", TWO)
+    of_anna = asked(opened, "anna")["arm"]
+    of_sessions = {
+        session: opened.post("/recommend", json={"session_id": session, "items": ["i1"]}).json()["arm"]
+        for session in USERS
+    }
+    session = next(session for session, arm in of_sessions.items() if arm != of_anna)
+    opened.post("/events", json={"session_id": session, "item_id": "before"})
+    assert opened.post("/users/anna/merge", json={"session_id": session}).status_code == 200
+    opened.post("/events", json={"session_id": session, "item_id": "after"})
+    events = opened.portal.call(opened.app.state.histories.stream)  # type: ignore[union-attr,attr-defined]
+    arms = {event.item_id: event.arm for event in events}
+    assert arms == {"before": of_sessions[session], "after": of_anna}
+
+
 def test_every_replica_has_it_within_a_second(open_shop: OpenClient) -> None:
     with open_shop(outcomes=True) as one, open_shop(outcomes=True) as other:
         put(one, "pictures", TWO)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import structlog
 
+from index.bundle.event_types import DEFAULT_EVENT_TYPES
 from service.errors import OutcomesUnavailable
 from service.outcomes import outcomes as module
 from service.outcomes.breakdown import Period, breakdown, experiment_counts
@@ -135,7 +136,7 @@ def sent(user: str | None = "anna", request: str = "r1", *, arm: str = "", **cha
 
 
 def event(item: str, kind: str | None = "view", user: str = "anna", **more: Any) -> Event:
-    return Event(user, item, more.pop("timestamp", time()), kind, **more)
+    return Event(user, item, more.pop("timestamp", time()), kind, outcome=DEFAULT_EVENT_TYPES.outcome(kind), **more)
 
 
 def run(check: Callable[[Outcomes, MemoryOutcomes, Seen], Any], **chosen: Any) -> tuple[MemoryOutcomes, Seen]:

@@ -53,6 +53,63 @@ def test_from_an_answer_to_its_outcomes(client: TestClient) -> None:
     assert metric(client, "vlm2rec_outcome_events_total", result="unattributed") == 1
 
 
+PUBLISHER = """
+[events]
+default_type = "read"
+[events.types]
+read = 1
+finished = 4
+skipped = -1
+shown = "impression"
+[events.outcomes]
+finished = "conversion"
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "measure"),
+    [
+        *((kind, "clicks") for kind in ("read", None, "view")),
+        ("finished", "conversions"),
+        *((kind, "impressions") for kind in ("shown", "impression")),
+        *((kind, None) for kind in ("skipped", "of nobody", "cart")),
+    ],
+)
+def test_types_of_the_table_are_outcomes(publisher: TestClient, kind: str | None, measure: str | None) -> None:
+    """The click of the second item comes last: once it is counted, so is the event of the first one."""
+    unattributed = metric(publisher, "vlm2rec_outcome_events_total", result="unattributed")
+    answer = publisher.post("/recommend", json={**ANNA, "user_id": f"reader of {kind}"}).json()
+    before, clicks = position_counts(publisher, "1"), position_counts(publisher, "2")["clicks"]
+    first, second = (
+        {"user_id": f"reader of {kind}", "item_id": item["item_id"], "request_id": answer["request_id"]}
+        for item in answer["items"][:2]
+    )
+    events = [{**first, "type": kind}, {**second, "type": "click"}]
+    assert publisher.post("/events", json={"events": events}).json()["stored"] == 2
+    eventually(lambda: position_counts(publisher, "2")["clicks"] == clicks + 1)
+    found = {name: value - before[name] for name, value in position_counts(publisher, "1").items()}
+    assert found == {name: float(name == measure) for name in found}
+    assert metric(publisher, "vlm2rec_outcome_events_total", result="unattributed") == unattributed
+
+
+@pytest.fixture(scope="module")
+def publisher(open_client: OpenClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    file = tmp_path_factory.mktemp("publisher") / "service.toml"
+    file.write_text(PUBLISHER)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("VLM2REC_CONFIG", str(file))
+        with open_client(outcomes=True) as opened:
+            yield opened
+
+
+def position_counts(client: TestClient, position: str) -> dict[str, float]:
+    """What was counted for a position of answers."""
+    return {
+        name: metric(client, "vlm2rec_outcomes_total", by="position", outcome=name, value=position)
+        for name in ("impressions", "clicks", "conversions")
+    }
+
+
 def test_erasing_a_user_reaches_the_answers(client: TestClient) -> None:
     client.post("/recommend", json={**ANNA, "user_id": "carl"})
     eventually(lambda: metric(client, "vlm2rec_outcome_answers_total", result="kept"))

@@ -16,8 +16,7 @@ from service.outcomes.breakdown import Period, breakdown, experiment_counts
 from service.outcomes.outcomes import Outcomes, SentAnswer
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import AnswerContext
-from service.stores.protocols import Event
-from tests.service.outcomes.test_outcomes import BUNDLE, SLOTS, MemoryOutcomes, Seen
+from tests.service.outcomes.test_outcomes import BUNDLE, SLOTS, MemoryOutcomes, Seen, event
 
 USERS, K = 1000, 5
 POSITION_BIAS = np.array([1.0, 0.7, 0.5, 0.35, 0.25])
@@ -41,9 +40,9 @@ async def simulated(outcomes: Outcomes, rng: np.random.Generator) -> None:
             rates = np.array([SLOT_RATE[SLOTS[slot]] for slot in slots]) * POSITION_BIAS * eagerness
             clicked = rng.random(K) < np.minimum(rates * (LIFT if arm.name == "new" else 1.0), 1.0)
             outcomes.happened([
-                *(Event(user, item, 0.0, "impression", None, request) for item in items),
-                *(Event(user, item, 0.0, "click", None, request) for item in np.array(items)[clicked]),
-                Event(user, "bought elsewhere", 0.0, "purchase", None, None, 10.0),
+                *(event(item, "impression", user, timestamp=0.0, request_id=request) for item in items),
+                *(event(item, "click", user, timestamp=0.0, request_id=request) for item in np.array(items)[clicked]),
+                event("bought elsewhere", "purchase", user, timestamp=0.0, value=10.0),
             ])  # fmt: skip
         while len(outcomes._waiting) > 2000:
             await asyncio.sleep(0)

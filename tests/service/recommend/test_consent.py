@@ -8,7 +8,7 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from service.errors import BulkPartlyStored
-from service.stores.protocols import Event
+from service.stores.protocols import Event, OfUser
 from tests.support.shops import metric
 
 
@@ -59,7 +59,7 @@ def test_an_event_without_consent_is_counted_and_kept_in_no_form(open_client: An
 def test_what_a_partly_stored_bulk_holds_is_counted_but_for_what_is_sent_again(
     open_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def partly(_events: Sequence[Event]) -> Sequence[int]:
+    async def partly(_events: Sequence[Event], _of_user: OfUser) -> Sequence[int]:
         raise BulkPartlyStored("a node is away", stored=[0, 2], not_stored=[1], new=[0])
 
     with open_client() as client:

@@ -157,6 +157,28 @@ def test_the_settings_change_the_table_and_unknown_types_are_counted(
         assert "vlm2rec_events_unknown_type_total 1.0" in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("kind", [None, "of nobody", "shown"])
+def test_an_impression_without_a_type_is_excluded_as_one_of_the_default_type(
+    open_client: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text('[events]\ndefault_type = "shown"\n[events.types]\nshown = "impression"\n')
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    with open_client() as client:
+        send(client, "u", ("i1", "view"), ("i2", "view"))
+        first, second, *_ = ids(ask(client, user_id="u"))
+        send(client, "u", (first, kind), (second, "impression"))
+        left = ids(ask(client, user_id="u", exclude_seen=["shown"], k=60))
+        assert (first in left, second in left, "i1" in left) == (False, True, True)
+
+
+def test_an_event_of_an_unknown_type_is_excluded_by_its_name_and_as_the_default_type(client: TestClient) -> None:
+    send(client, "unknown", ("i1", "of nobody"), ("i2", "cart"))
+    for excluded in ("of nobody", "view"):
+        left = ids(ask(client, user_id="unknown", exclude_seen=[excluded], k=60))
+        assert ("i1" in left, "i2" in left) == (False, True)
+
+
 @pytest.mark.parametrize("ahead", [DAY + 60, 30 * DAY])
 def test_an_event_more_than_a_day_ahead_is_refused_and_nothing_of_its_call_is_stored(
     client: TestClient, ahead: float

@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import time
 from typing import Any
 
@@ -155,6 +156,21 @@ def test_late_events_of_a_merged_session_are_the_users(open_store: OpenStore) ->
             assert await item_ids(store, "other") == ["b"]
             assert await item_ids(store, session_owner("t")) == ["c"]
             assert await item_ids(store, SESSION) == []
+
+    asyncio.run(check())
+
+
+def test_the_caller_says_how_an_event_of_a_merged_session_is_the_users(open_store: OpenStore) -> None:
+    def of_user(event: Event, user_id: str) -> Event:
+        return replace(event, user_id=user_id, arm=f"prices/of-{user_id}")
+
+    async def check() -> None:
+        async with open_store() as store:
+            await store.merge("s", "u")
+            sent = [event("a", 1, SESSION), event("b", 2, session_owner("t")), event("c", 3)]
+            assert len(await store.append(sent, of_user)) == 3
+            found = sorted((entry.item_id, entry.user_id, entry.arm) for entry in await store.stream())
+            assert found == [("a", "u", "prices/of-u"), ("b", session_owner("t"), None), ("c", "u", None)]
 
     asyncio.run(check())
 

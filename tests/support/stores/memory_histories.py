@@ -2,12 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import monotonic, time
 
 from service.errors import HistoriesUnavailable, SessionMerged
 from service.stores.history_keys import bucket_cap, bucket_of
-from service.stores.protocols import Event, Forget, HistoryEntry, session_of, session_owner
+from service.stores.protocols import (
+    Event,
+    Forget,
+    HistoryEntry,
+    OfUser,
+    event_of_user,
+    session_of,
+    session_owner,
+)
 
 
 class MemoryHistories:
@@ -53,11 +60,12 @@ class MemoryHistories:
         self._streams: dict[int, deque[tuple[int, Event]]] = {}
         self.available = True
 
-    async def append(self, events: Sequence[Event]) -> Sequence[int]:
+    async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
         self._check_available()
         new = []
-        events = [replace(event, user_id=self._merges.get(event.user_id, event.user_id)) for event in events]
+        merges = self._merges
+        events = [of_user(event, merges[event.user_id]) if event.user_id in merges else event for event in events]
         for place in sorted(range(len(events)), key=lambda place: events[place].timestamp):
             event = events[place]
             self._forget_if_expired(event.user_id)

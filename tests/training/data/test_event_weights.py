@@ -59,6 +59,10 @@ def test_types_give_weights_and_leave_out_what_is_not_positive(write: Write) -> 
     assert dataset.left_out == {"negative": 1, "impression": 1}
     assert dataset.event_types is not None
     assert dataset.event_types.weight("rent") == 4
+    with_outcome = load_dataset(
+        write('weight_by = "type"\n[events.types]\nrent = 4\n[events.outcomes]\nrent = "conversion"\n')
+    )
+    assert with_outcome.event_types == EventTypes.of({"rent": 4}, None, {"rent": "conversion"})
 
 
 def test_weights_are_read_and_those_not_above_0_left_out(write: Write) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,21 @@ def test_a_late_release_deletes_nothing_of_a_later_merge(cluster: Cluster) -> No
                 await of_first
                 assert await third.merge("visit", "anna") == 1
                 assert await item_ids(third, "anna") == ["new"]
+
+    asyncio.run(check())
+
+
+def test_the_caller_says_how_an_event_of_a_merged_session_is_the_users(cluster: Cluster) -> None:
+    def of_user(event: Event, user_id: str) -> Event:
+        return replace(event, user_id=user_id, arm=f"prices/of-{user_id}")
+
+    async def check() -> None:
+        async with opened(cluster) as store:
+            await store.merge("visit", "anna")
+            sent = [Event(session_owner("visit"), "a", NOW), Event("bob", "b", NOW), Event("anna", "c", NOW)]
+            assert len(await store.append(sent, of_user)) == 3
+            found = sorted((event.item_id, event.user_id, event.arm) for event in await store.stream())
+            assert found == [("a", "anna", "prices/of-anna"), ("b", "bob", None), ("c", "anna", None)]
 
     asyncio.run(check())
 
