@@ -14,6 +14,7 @@ _KNOWN = {
     "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0",
     "Qwen/Qwen3-VL-Embedding-2B": "apache-2.0",
     "Qwen/Qwen3-VL-Embedding-8B": "apache-2.0",
+    "google/embeddinggemma-2": "apache-2.0",
     "google/siglip-base-patch16-224": "apache-2.0",
     "google/siglip2-base-patch16-224": "apache-2.0",
 }
