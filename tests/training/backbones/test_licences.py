@@ -23,6 +23,10 @@ def named() -> Named:
     [
         ("---\nlanguage: en\nlicense: Apache-2.0\n---\n# Model\n", "apache-2.0"),
         ('---\nlicense: "mit"\n---\n', "mit"),
+        ("---\nlicense: other\nlicense_name: Qwen-Research\nlicense_link: x\n---\n", "qwen-research"),
+        ("---\nlicense_name: 'gemma'\nlicense: other\n---\n", "gemma"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: mit\nlicense_name: own\n---\n", "mit"),
         ("---\nlanguage: en\n---\nlicense: mit\n", "not stated"),
         ("# Model\nlicense: mit\n", "not stated"),
         ("", "not stated"),
