@@ -37,7 +37,7 @@ class LossConfig(Section):
             with the next item and the strong one does not; ``hard_negatives`` those that are nearest.
         hardness: η of ``hard_negatives``.
         negative_shift: γ, moves the negatives of the fused loss from the strong modality to the weak one; 0 switches it
-            off.
+            off. Needs ``gap_kind`` ``one_sided``, ``own_scale`` or ``auc``, or ``weak_by = "row"``.
         weak_by: choose the weak modality by the moving average of the confidences over batches, row by row, or by the
             moving average of the AUC, which does not depend on the scale of the similarities.
         gap_kind: g as a log-ratio clipped at 4, as a difference of probabilities, as the log-ratio of the strong to the
@@ -203,7 +203,9 @@ def load_config(
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
     """
-    return _load(path, preset, overrides or {}, warn=True)
+    config = _load(path, preset, overrides or {}, warn=True)
+    _check_shift(config.loss)
+    return config
 
 
 def load_run_config(run: Path) -> RunConfig:

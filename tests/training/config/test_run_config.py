@@ -224,3 +224,22 @@ def test_the_page_lists_every_key_with_its_default_and_meaning(name: str) -> Non
         default = "–" if field.default is None else json.dumps(field.default)
         assert default in shown
         assert f"{key}: {meaning.strip()}" in meanings
+
+
+@pytest.mark.parametrize(("gap_kind", "weak_by"), [("log_ratio", "ema"), ("probability", "auc")])
+def test_a_shift_by_a_gap_without_direction_is_refused(gap_kind: str, weak_by: str, tmp_path: Path) -> None:
+    """Rows in which the weak modality is ahead would be shifted as well; a run that has learned so is still read."""
+    loss = {"loss.negative_shift": 0.1, "loss.gap_kind": gap_kind, "loss.weak_by": weak_by}
+    said = rf'needs a gap .*got gap_kind = "{gap_kind}" with weak_by = "{weak_by}"; set loss\.gap_kind to "one_sided"'
+    with pytest.raises(ConfigError, match=said):
+        load_config(overrides=loss)
+    (tmp_path / "config.toml").write_text(
+        f'[loss]\nnegative_shift = 0.1\ngap_kind = "{gap_kind}"\nweak_by = "{weak_by}"\n'
+    )
+    assert load_run_config(tmp_path).loss.negative_shift == 0.1
+
+
+@pytest.mark.parametrize("other", [{"gap_kind": "one_sided"}, {"gap_kind": "own_scale"}, {"weak_by": "row"}])
+def test_a_shift_by_a_gap_with_a_direction_is_accepted(other: dict[str, str]) -> None:
+    loss = {"loss.negative_shift": 0.1, **{f"loss.{key}": value for key, value in other.items()}}
+    assert load_config(overrides=loss).loss.negative_shift == 0.1
