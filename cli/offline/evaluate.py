@@ -127,7 +127,8 @@ def evaluate(
 
     Excludes the user's history, as the service does, so a target in the history is a miss; a second table omits such
     targets. A run fitted with exclude_seen = false excludes nothing. Ties count by their expected gain. "text only"
-    sets every other slot to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON
+    sets every other slot to zero on both sides; the lists of text still count, and there is a row without them, too.
+    Ratios have paired bootstrap intervals. The tables are saved as JSON
     and Markdown. Encoding histories with a vision-language model resumes after an interruption.
     """
     from cli.offline.time_split import evaluate_by_time

@@ -52,7 +52,14 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration (TOML), copied to RUN/config.toml.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Start from this preset: tiny (the default), towers-minilm or qwen2.5-vl-3b.")
+        str | None,
+        typer.Option(
+            help="Start from this preset: tiny (the default), towers-minilm, siglip2-base, qwen3-vl-embedding-2b, "
+            "embeddinggemma-2 or qwen2.5-vl-3b."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Instead of vlm.revision: the commit of a model from a hub, 40 hex digits.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the training in RUN, if there is one.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of train.steps.")] = None,
@@ -78,8 +85,13 @@ def train(
     stored_config = run / CONFIG_FILE
     use_stored = resume and config is None and preset is None and stored_config.is_file()
     path = stored_config if use_stored else config
-    given = {"train.steps": steps, "train.seed": seed}
+    given = {"train.steps": steps, "train.seed": seed, "vlm.revision": revision}
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
+    if revision is not None and chosen.vlm.model is None:
+        raise typer.BadParameter(
+            "--revision is the commit of vlm.model, and none is set; leave it out, or set vlm.towers.text_revision and "
+            "image_revision of towers"
+        )
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
     if first:

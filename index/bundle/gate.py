@@ -61,6 +61,10 @@ LICENCES_BOUND = f"{_LICENCE}.{_ALLOWED}"
 """The bound on the licences of the pretrained models; the only one that is a list of words."""
 NOT_STATED = "not stated"
 """The licence of a model that states none; like any other it is allowed only if it is listed."""
+_MODEL = "vlm"
+"""``kind`` in the provenance of vectors of a model; features without one have another."""
+_FROM_SCRATCH = " from scratch"
+"""End of the ``id`` of a model that is not pretrained."""
 _FORMS = (*(f"{name}.SLOT" if name in _BY_SLOT else name for name in _RULES), LICENCES_BOUND)
 
 
@@ -217,10 +221,23 @@ def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
 
 
 def licences_of(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """Licences of the pretrained models in the provenance of an item table or bundle; empty where there are none."""
+    """Licences of the pretrained models in the provenance of an item table or bundle.
+
+    Args:
+        model: provenance.
+
+    Returns:
+        Empty without a pretrained model; :data:`NOT_STATED` for one that was embedded before licences were recorded.
+    """
     embeddings = model.get("embeddings")
-    found = embeddings.get("licences") if isinstance(embeddings, Mapping) else None
-    return tuple(str(licence) for licence in found) if isinstance(found, list | tuple) else ()
+    if not isinstance(embeddings, Mapping):
+        return ()
+    found = embeddings.get("licences")
+    if isinstance(found, list | tuple):
+        return tuple(str(licence) for licence in found)
+    # Such provenance names its model: "tfidf-svd…" of kind "no-vlm", "qwen2_5_vl from scratch", else a pretrained one.
+    pretrained = embeddings.get("kind") == _MODEL and not str(embeddings.get("id", "")).endswith(_FROM_SCRATCH)
+    return (NOT_STATED,) if pretrained else ()
 
 
 def _words(text: str) -> list[str] | str:

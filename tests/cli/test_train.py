@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.main import main
-from tests.support.backbones.item_models import write_image_model, write_text_encoder
+from tests.support.backbones.item_models import write_dual, write_image_model, write_text_encoder
 from tests.support.mean_encoder import export_mean_encoder
 from tests.support.tiny_model import TINY_VLM
+from training.config.presets import PRESETS
+from training.config.run_config import load_run_config
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError, RunBusy
 from training.finetune.trained_events import NEWEST_EVENT_FILE, ModelEvents
@@ -103,6 +105,24 @@ def test_heads_on_frozen_towers_and_the_licence_of_their_models(data: Path, tmp_
     (run / "config.toml").write_text(stored.replace("[vlm]\n", '[vlm]\nlicence = "own"\n'))
     assert "embedded 0 of 6" in vlm2rec("embed", data, "--run", run)
     assert Embeddings.load(run / "embeddings").model["licences"] == ["own"]
+
+
+def test_the_revision_can_be_an_option(data: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["train", str(data), "--run", str(tmp_path / "run"), "--revision", "a" * 40])
+    assert refused.exit_code == 2
+    assert "none is set" in refused.output
+    model, config, run = write_dual(tmp_path / "clip", "clip"), tmp_path / "heads.toml", tmp_path / "run"
+    config.write_text(
+        f'[vlm]\nfamily = "dual-encoder"\nmodel = "{model}"\n[vlm.heads]\nlength = 8\n[train]\nbatch_size = 4\n'
+    )
+    options = ("--run", run, "--config", config, "--steps", 1, "--threads", 1)
+    vlm2rec("train", data, *options, "--revision", "a" * 40)
+    assert load_run_config(run).vlm.revision == "a" * 40
+
+
+def test_the_help_names_every_preset() -> None:
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300"}).stdout
+    assert all(name in shown for name in PRESETS)
 
 
 def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path: Path) -> None:

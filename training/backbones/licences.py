@@ -7,6 +7,8 @@ from training.backbones.items.packaged import is_packaged
 from training.config.vlm_config import VlmConfig
 
 _CARD = "README.md"
+_OTHER = "other"
+"""``license`` of a card whose licence the hub has no identifier for; ``license_name`` names it."""
 _KNOWN = {
     "Qwen/Qwen2-VL-2B-Instruct": "apache-2.0",
     "Qwen/Qwen2-VL-7B-Instruct": "apache-2.0",
@@ -14,6 +16,7 @@ _KNOWN = {
     "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0",
     "Qwen/Qwen3-VL-Embedding-2B": "apache-2.0",
     "Qwen/Qwen3-VL-Embedding-8B": "apache-2.0",
+    "google/embeddinggemma-2": "apache-2.0",
     "google/siglip-base-patch16-224": "apache-2.0",
     "google/siglip2-base-patch16-224": "apache-2.0",
 }
@@ -49,17 +52,18 @@ def _licence(name: str) -> str:
 
 
 def _of_card(path: Path) -> str:
-    """``license`` of the YAML at the top of a model card."""
+    """``license`` of the YAML at the top of a model card, or ``license_name`` where it is another than the hub's."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return NOT_STATED
     if not lines or lines[0].strip() != "---":
         return NOT_STATED
+    stated: dict[str, str] = {}
     for line in lines[1:]:
         if line.strip() == "---":
             break
-        key, colon, value = line.partition(":")
-        if colon and key == "license" and value.strip():
-            return value.strip().strip("\"'").lower()
-    return NOT_STATED
+        key, _, value = line.partition(":")
+        stated[key] = value.strip().strip("\"'").strip().lower()
+    licence = stated.get("license") or NOT_STATED
+    return stated.get("license_name") or licence if licence == _OTHER else licence

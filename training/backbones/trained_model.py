@@ -25,7 +25,8 @@ class TrainedModel:
     Attributes:
         run: the run directory.
         config: of the training.
-        provenance: see :func:`training.backbones.identity.provenance`; with the ``licences`` of the pretrained models.
+        provenance: see :func:`training.backbones.identity.provenance`; with the ``licences`` of the pretrained models,
+            an empty list for a model made from scratch.
     """
 
     run: Path
@@ -48,8 +49,7 @@ class TrainedModel:
             made = heads_provenance(directory)
         else:
             made = provenance(directory, dtype=config.vlm.dtype, attention=config.vlm.attention)
-        found = licences(config.vlm)
-        return cls(run, config, made | ({LICENCES: found} if found else {}))
+        return cls(run, config, made | {LICENCES: licences(config.vlm)})
 
     @property
     def embeddings(self) -> Path:

@@ -37,7 +37,7 @@ class LossConfig(Section):
             with the next item and the strong one does not; ``hard_negatives`` those that are nearest.
         hardness: η of ``hard_negatives``.
         negative_shift: γ, moves the negatives of the fused loss from the strong modality to the weak one; 0 switches it
-            off.
+            off. Needs ``gap_kind`` ``one_sided``, ``own_scale`` or ``auc``, or ``weak_by = "row"``.
         weak_by: choose the weak modality by the moving average of the confidences over batches, row by row, or by the
             moving average of the AUC, which does not depend on the scale of the similarities.
         gap_kind: g as a log-ratio clipped at 4, as a difference of probabilities, as the log-ratio of the strong to the
@@ -203,7 +203,9 @@ def load_config(
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
     """
-    return _load(path, preset, overrides or {}, warn=True)
+    config = _load(path, preset, overrides or {}, warn=True)
+    _check_shift(config.loss)
+    return config
 
 
 def load_run_config(run: Path) -> RunConfig:
@@ -256,10 +258,30 @@ def _load(path: Path | None, preset: str | None, overrides: Mapping[str, Any], *
         given = _merged(given, nested)
     for values in (written, given):
         rename_former_keys(values, where, warn=warn)
+    own = _merged(written, given)
     try:
-        return RunConfig.model_validate(_merged(_merged(PRESETS[name], written), given))
+        return RunConfig.model_validate(_merged(_preset_for(name, own), own))
     except ValidationError as error:
         raise ConfigError(_explain(error, where)) from error
+
+
+def _check_shift(loss: LossConfig) -> None:
+    """Refuse gaps that also shift negatives where the weak modality is ahead; trained runs may have them."""
+    if loss.negative_shift and loss.gap_kind in {"log_ratio", "probability"} and loss.weak_by != "row":
+        raise ConfigError(
+            "loss.negative_shift needs a gap that is 0 in rows where the weak modality is ahead, got "
+            f'gap_kind = "{loss.gap_kind}" with weak_by = "{loss.weak_by}"; set loss.gap_kind to "one_sided", '
+            '"own_scale" or "auc", or loss.weak_by to "row"'
+        )
+
+
+def _preset_for(name: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The preset, without its revision where another model is named: a commit belongs to one model alone."""
+    preset, vlm = PRESETS[name], own.get("vlm")
+    below = preset.get("vlm", {})
+    if not isinstance(vlm, Mapping) or vlm.get("model", below.get("model")) == below.get("model"):
+        return preset
+    return {**preset, "vlm": {key: value for key, value in below.items() if key != "revision"}}
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ ENCODER_ALONE = "encoder alone"
 LISTS_ALONE = "lists alone"
 NO_BEHAVIOUR = "behaviour weight 0"
 """What a request with slot weight 0 for behaviour gets: the encoder reads whole items, behaviour adds no score."""
+WITHOUT_LISTS = ", without lists"
+"""End of the name of a row with some slots only in which their item-to-item lists do not count."""
 NO_WEIGHTS = ListWeights(np.ones(1, dtype=np.float32), {})
 _SUBSETS = (("text",), ("image",), ("behaviour",), ("text", "image"))
 System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
@@ -78,8 +80,9 @@ def rankers(
 ) -> dict[str, System]:
     """Every system that needs no vision-language model.
 
-    What is served is the encoder with the item-to-item lists; with one slot only, the lists of that slot count. Where
-    lists are served there are rows of the encoder alone, without each list, and of the lists alone.
+    What is served is the encoder with the item-to-item lists; with some slots only, the lists of these slots count.
+    Where lists are served there are rows of the encoder alone, without each list, of the lists alone, and of the slots
+    without their lists.
 
     Args:
         run: the fitted run.
@@ -131,6 +134,8 @@ def _slot_systems(
             some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)
             own = lists.for_layout(SlotLayout(tuple(slot for slot in layout.slots if slot.name in subset)))
             systems[subset_name(subset)] = (with_lists(some, own), some.findable)
+            if own.lists:
+                systems[subset_name(subset) + WITHOUT_LISTS] = (some, some.findable)
     others = tuple(slot for slot in layout.slots if slot.name != BEHAVIOUR)
     if others and len(others) < len(layout.slots):
         weights = layout.weights({BEHAVIOUR: 0.0})

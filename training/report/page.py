@@ -27,9 +27,13 @@ _MINUTE, _HOUR, _DAY = 60.0, 3_600.0, 86_400.0
 _BARS: Mapping[str, tuple[str, str]] = {
     "served encoder": ("all slots", "every"),
     "text + image only": ("text + image", "both"),
+    "text + image only, without lists": ("text + image, without lists", "both"),
     "text only": ("text only", "text"),
+    "text only, without lists": ("text only, without lists", "text"),
     "image only": ("image only", "image"),
+    "image only, without lists": ("image only, without lists", "image"),
     "behaviour only": ("behaviour only", "behaviour"),
+    "behaviour only, without lists": ("behaviour only, without lists", "behaviour"),
 }
 """System of the evaluation → label and colour of its bar."""
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from index.bound_check import BoundCheck
-from index.bundle.gate import Bounds, check_figures, decisive_checks, is_bound, read_bounds
+from index.bundle.gate import Bounds, check_figures, decisive_checks, is_bound, licences_of, read_bounds
 from index.errors import IndexSpecError
 from index.items.slots import Slot, SlotLayout
 
@@ -218,6 +218,22 @@ def test_a_licence_that_is_not_listed_is_refused(licence):
     bounds.check_licences({})
     with pytest.raises(IndexSpecError, match=rf"licence\.allowed: .*one of apache-2\.0, mit, got '{licence}'"):
         bounds.check_licences(model("apache-2.0", licence))
+
+
+@pytest.mark.parametrize("provenance", [{"id": "Qwen/Qwen2.5-VL-3B-Instruct"}, {"licences": "mit"}, {"licences": None}])
+def test_a_model_embedded_before_licences_were_recorded_states_none(provenance):
+    made = {"embeddings": {"kind": "vlm", **provenance}}
+    assert licences_of(made) == ("not stated",)
+    with pytest.raises(IndexSpecError, match="must be one of mit, got 'not stated'"):
+        read_bounds(None, ["licence.allowed=mit"]).check_licences(made)
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [{"kind": "vlm", "licences": []}, {"kind": "vlm", "id": "qwen2_5_vl from scratch"}, {"kind": "no-vlm"}, {}, None],
+)
+def test_vectors_without_a_pretrained_model_have_no_licence(embeddings):
+    assert licences_of({"embeddings": embeddings}) == ()
 
 
 def test_not_stated_is_allowed_once_it_is_listed(tmp_path):

@@ -15,6 +15,9 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    EmbeddingGemma2Config,
+    EmbeddingGemma2Model,
+    Gemma4VisionConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ResNetConfig,
@@ -27,6 +30,8 @@ from transformers import (
     ViTModel,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.embedding_gemma2.configuration_embedding_gemma2 import EmbeddingGemma2TextConfig
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -35,6 +40,8 @@ COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
 WORDS = (
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "shoe", "hat", "Red", "a", "of", "the", *COLOURS
 )  # fmt: skip
+BEGIN, END, SHOWN = (len(WORDS) + number for number in range(3))
+"""Ids of the tokens around and inside a picture of EmbeddingGemma 2."""
 TEXTS = ("Red shoe", "a hat of the blue", "green")
 SIDE = 32
 _TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -100,6 +107,26 @@ def write_image_model(directory: Path, name: str = "resnet", *, pooler: bool = T
         config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
         ResNetModel(config).save_pretrained(directory)
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(directory)
+    return directory
+
+
+def write_gemma(directory: Path) -> Path:
+    """A tiny EmbeddingGemma 2 without an audio tower."""
+    torch.manual_seed(7)
+    text = EmbeddingGemma2TextConfig(
+        **_TEXT, vocab_size=SHOWN + 3, num_key_value_heads=1, head_dim=8, global_head_dim=8, embedding_dim=12,
+        hidden_size_per_layer_input=4, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    vision = Gemma4VisionConfig(
+        **_TEXT, num_key_value_heads=2, head_dim=8, patch_size=4, pooling_kernel_size=3, position_embedding_size=64
+    )
+    config = EmbeddingGemma2Config(
+        text_config=text, vision_config=vision, audio_config=None, boi_token_id=BEGIN, eoi_token_id=END,
+        image_token_id=SHOWN, video_token_id=SHOWN + 1, audio_token_id=SHOWN + 2,
+    )  # fmt: skip
+    EmbeddingGemma2Model(config).save_pretrained(directory)
+    word_tokenizer().save_pretrained(directory)
+    Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3).save_pretrained(directory)
     return directory
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.backbones.licences import licences
+from training.config.presets import PRESETS
 from training.config.run_config import load_config
 
 Named = Callable[..., list[str]]
@@ -22,6 +23,10 @@ def named() -> Named:
     [
         ("---\nlanguage: en\nlicense: Apache-2.0\n---\n# Model\n", "apache-2.0"),
         ('---\nlicense: "mit"\n---\n', "mit"),
+        ("---\nlicense: other\nlicense_name: Qwen-Research\nlicense_link: x\n---\n", "qwen-research"),
+        ("---\nlicense_name: 'gemma'\nlicense: other\n---\n", "gemma"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: mit\nlicense_name: own\n---\n", "mit"),
         ("---\nlanguage: en\n---\nlicense: mit\n", "not stated"),
         ("# Model\nlicense: mit\n", "not stated"),
         ("", "not stated"),
@@ -34,6 +39,14 @@ def test_a_directory_states_its_licence_at_the_top_of_its_card(
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert named(vlm__model=str(tmp_path)) == [licence]
+
+
+def test_the_licence_of_every_preset_from_a_hub_is_known() -> None:
+    hub = [name for name in PRESETS if load_config(preset=name).vlm.model]
+    assert len(hub) == 4
+    assert {name: licences(load_config(preset=name).vlm) for name in hub if name != "qwen2.5-vl-3b"} == {
+        name: ["apache-2.0"] for name in hub if name != "qwen2.5-vl-3b"
+    }
 
 
 def test_known_hub_ids_and_others(named: Named) -> None:

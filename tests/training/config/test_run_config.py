@@ -41,6 +41,28 @@ def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path
     assert load_config(path, preset="tiny").vlm.model is None
 
 
+def test_presets_of_frozen_encoders_have_the_limits_of_their_models() -> None:
+    presets = {name: load_config(preset=name).vlm for name in ("siglip2-base", "qwen3-vl-embedding-2b")}
+    siglip, qwen = presets.values()
+    assert (siglip.family, siglip.dtype, siglip.max_text_tokens) == ("dual-encoder", "float32", 64)
+    visual_token = 32 * 32  # patches of 16 × 16 pixels, 2 × 2 of them merged
+    assert qwen.family == "qwen3-vl-embedding"
+    assert qwen.min_picture_pixels % visual_token == qwen.max_picture_pixels % visual_token == 0
+    assert qwen.max_picture_pixels > qwen.min_picture_pixels > visual_token
+    assert load_config(preset="embeddinggemma-2").vlm.dtype == "bfloat16"
+
+
+def test_the_revision_of_a_preset_is_of_its_own_model_only(tmp_path: Path) -> None:
+    own = load_config(preset="siglip2-base").vlm.revision
+    assert own is not None
+    other = written(tmp_path, 'preset = "siglip2-base"\n[vlm]\nmodel = "acme/siglip"\n')
+    assert load_config(other).vlm.revision is None
+    assert load_config(other).vlm.max_text_tokens == 64
+    assert load_config(other, overrides={"vlm.revision": "b" * 40}).vlm.revision == "b" * 40
+    same = written(tmp_path, 'preset = "siglip2-base"\n[vlm]\nmodel = "google/siglip2-base-patch16-224"\n')
+    assert load_config(same).vlm.revision == own
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_survives_being_written_and_read(preset: str, tmp_path: Path) -> None:
     config = load_config(preset=preset, overrides={"vlm.revision": 'a "quoted" \\ tag'})
@@ -202,3 +224,22 @@ def test_the_page_lists_every_key_with_its_default_and_meaning(name: str) -> Non
         default = "–" if field.default is None else json.dumps(field.default)
         assert default in shown
         assert f"{key}: {meaning.strip()}" in meanings
+
+
+@pytest.mark.parametrize(("gap_kind", "weak_by"), [("log_ratio", "ema"), ("probability", "auc")])
+def test_a_shift_by_a_gap_without_direction_is_refused(gap_kind: str, weak_by: str, tmp_path: Path) -> None:
+    """Rows in which the weak modality is ahead would be shifted as well; a run that has learned so is still read."""
+    loss = {"loss.negative_shift": 0.1, "loss.gap_kind": gap_kind, "loss.weak_by": weak_by}
+    said = rf'needs a gap .*got gap_kind = "{gap_kind}" with weak_by = "{weak_by}"; set loss\.gap_kind to "one_sided"'
+    with pytest.raises(ConfigError, match=said):
+        load_config(overrides=loss)
+    (tmp_path / "config.toml").write_text(
+        f'[loss]\nnegative_shift = 0.1\ngap_kind = "{gap_kind}"\nweak_by = "{weak_by}"\n'
+    )
+    assert load_run_config(tmp_path).loss.negative_shift == 0.1
+
+
+@pytest.mark.parametrize("other", [{"gap_kind": "one_sided"}, {"gap_kind": "own_scale"}, {"weak_by": "row"}])
+def test_a_shift_by_a_gap_with_a_direction_is_accepted(other: dict[str, str]) -> None:
+    loss = {"loss.negative_shift": 0.1, **{f"loss.{key}": value for key, value in other.items()}}
+    assert load_config(overrides=loss).loss.negative_shift == 0.1

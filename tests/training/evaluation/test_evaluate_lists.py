@@ -85,6 +85,19 @@ def test_one_slot_only_counts_the_lists_of_that_slot(weigh: Weigh, ring_dataset:
     np.testing.assert_allclose(added["behaviour only"] + by_words, added[SERVED], atol=1e-6)
 
 
+def test_a_slot_with_a_list_has_a_row_without_it(weigh: Weigh, ring_dataset: Dataset) -> None:
+    split = weigh().split(ring_dataset)
+    bare, listed = rankers(weigh(), split), rankers(weigh(co=0.5, words=0.2), split)
+    names = [name for name in listed if name.endswith(", without lists")]
+    assert names == [f"{slots} only, without lists" for slots in ("text", "behaviour", "text + image")]
+    history = [np.array([4, 2, 7])]
+    for name in names:
+        alone = bare[name.removesuffix(", without lists")]
+        np.testing.assert_array_equal(listed[name][0].scores(history), alone[0].scores(history))
+        np.testing.assert_array_equal(listed[name][1], alone[1])
+    assert not [name for name in bare if name.endswith(", without lists")]
+
+
 def test_behaviour_weight_0_is_what_a_request_with_that_weight_gets(weigh: Weigh, ring_dataset: Dataset) -> None:
     fitted = weigh(co=0.5, words=0.2)
     split, history = fitted.split(ring_dataset), np.array([4, 2, 7])

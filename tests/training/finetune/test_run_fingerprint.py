@@ -16,5 +16,5 @@ def test_renamed_keys_enter_the_fingerprint_under_their_former_names() -> None:
 def test_keys_that_came_later_enter_the_fingerprint_only_where_they_are_used() -> None:
     before = _decisive_settings(load_config())["loss"]
     assert not set(_ADDED) & set(before)
-    used = _decisive_settings(load_config(overrides={"loss.negative_shift": 0.2}))["loss"]
-    assert used == before | {"negative_shift": 0.2}
+    used = _decisive_settings(load_config(overrides={"loss.negative_shift": 0.2, "loss.weak_by": "row"}))["loss"]
+    assert used == before | {"negative_shift": 0.2, "weak_by": "row"}

@@ -218,6 +218,7 @@ def test_the_evaluation_with_and_without_each_slot(
 ) -> None:
     run, record = ring_run
     values = {"popularity": 0.1, "co-occurrence": 0.3, "served encoder": 0.8, "text only": 0.4, "image only": 0.2}
+    values["text only, without lists"] = 0.3
     rows = [
         {"name": name, "ndcg@10": value, "ratio_to_popularity": {"ndcg@10": [10 * value, 10 * value - 0.5, None]}}
         for name, value in values.items()
@@ -229,7 +230,8 @@ def test_the_evaluation_with_and_without_each_slot(
     assert found.headings == ["What was trained", "What if a modality is missing?", ALIKE, MISSING]
     assert "on 2,000 held-out events (fresh users)" in found.words
     bars = [svg["width"] for svg in found.having("rect") if str(svg["class"]).startswith("fill-")]
-    assert bars == ["100.0", "50.0", "25.0"]  # all slots, text only, image only of 0.8
+    # all slots, text only, the same without lists, image only of 0.8
+    assert bars == ["100.0", "50.0", "37.5", "25.0"]
     cells = [data.strip() for tag, data in found.text if tag in {"td", "th"}]
     place = cells.index("text only")
     assert cells[place : place + 4] == ["text only", "0.4000", "4", "3.5 … –"]

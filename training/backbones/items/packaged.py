@@ -1,5 +1,9 @@
-"""Reads model weights from installed Python packages: checks their SHA-256 and converts them to safetensors once."""
+"""Reads model weights from installed Python packages: checks their SHA-256 and converts them to safetensors once.
 
+The SHA-256 of every unpacked file is stored beside the files and checked whenever they are read.
+"""
+
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,6 +19,7 @@ from training.errors import BackboneError
 
 SCHEME = "package:"
 """Prefix of a model that comes with an installed package, instead of a directory or hub id."""
+_HASHES_FILE = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ def is_packaged(source: str) -> bool:
 def packaged_directory(source: str) -> Path:
     """The directory of a packaged model, made from the package's file at the first use.
 
-    It lies in ``$XDG_CACHE_HOME/vlm2rec`` (default ``~/.cache/vlm2rec``) and is named by the checked hash.
+    It lies in ``$XDG_CACHE_HOME/vlm2rec`` (default ``~/.cache/vlm2rec``) and is named by the checked hash. Files that
+    are not those that were unpacked are replaced from the package.
 
     Args:
         source: ``package:NAME``.
@@ -56,32 +62,9 @@ def packaged_directory(source: str) -> Path:
     if model is None:
         raise BackboneError(f"{source}: no packaged model has this name; choose one of {', '.join(_PACKAGED)}")
     directory = _cache() / f"{name}-{model.sha256[:16]}"
-    if directory.is_dir():
+    if _is_intact(directory):
         return directory
-    path = _file(name, model)
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BackboneError(f"{path}: cannot be read ({error.strerror}); install the extra `towers` again") from error
-    if found != model.sha256:
-        raise BackboneError(
-            f"{path}: the SHA-256 must be {model.sha256}, got {found}; install the pinned version of {name} again"
-        )
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        try:
-            model.unpack(path, aside)
-            aside.rename(directory)
-        except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
-            if not directory.is_dir():  # another process may have been faster
-                raise
-    except OSError as error:
-        raise BackboneError(
-            f"{directory}: cannot be written ({error}); set XDG_CACHE_HOME to a directory that can"
-        ) from error
+    _unpack(_checked_file(name, model, damaged=directory.exists()), model, directory)
     return directory
 
 
@@ -91,12 +74,67 @@ def installed(source: str) -> bool:
     return model is not None and importlib.util.find_spec(model.module) is not None
 
 
-def _file(name: str, model: PackagedModel) -> Path:
+def _checked_file(name: str, model: PackagedModel, *, damaged: bool) -> Path:
+    """The file of the weights, its SHA-256 checked; ``damaged`` if files unpacked earlier have changed."""
     # The package is only located, never imported: importing it may print or run anything.
-    found = importlib.util.find_spec(model.module)
-    if found is None or found.origin is None:
-        raise BackboneError(f"{SCHEME}{name}: the package is not installed; run `pip install 'vlm2rec[towers]'`")
-    return Path(found.origin).parent / model.file
+    module = importlib.util.find_spec(model.module)
+    if module is None or module.origin is None:
+        why = f"its files in {_cache()} have changed, and the package" if damaged else "the package"
+        raise BackboneError(f"{SCHEME}{name}: {why} is not installed; run `pip install 'vlm2rec[towers]'`")
+    path = Path(module.origin).parent / model.file
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BackboneError(f"{path}: cannot be read ({error.strerror}); install the extra `towers` again") from error
+    if found != model.sha256:
+        raise BackboneError(
+            f"{path}: the SHA-256 must be {model.sha256}, got {found}; install the pinned version of {name} again"
+        )
+    return path
+
+
+def _unpack(path: Path, model: PackagedModel, directory: Path) -> None:
+    """Write a model directory whole or not at all, in place of a damaged one."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            (aside / "new").mkdir()
+            model.unpack(path, aside / "new")
+            (aside / "new" / _HASHES_FILE).write_text(json.dumps(_hashes(aside / "new"), indent=2), encoding="utf-8")
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(aside / "damaged")
+            (aside / "new").rename(directory)
+        except OSError:
+            if not _is_intact(directory):  # another process may have been faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise BackboneError(
+            f"{directory}: cannot be written ({error}); set XDG_CACHE_HOME to a directory that can"
+        ) from error
+
+
+def _is_intact(directory: Path) -> bool:
+    """Whether the files are those that were unpacked; False for a directory of an earlier version."""
+    try:
+        stored = json.loads((directory / _HASHES_FILE).read_text(encoding="utf-8"))
+        return bool(stored == _hashes(directory))
+    except (OSError, ValueError):
+        return False
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """Relative name of every file → 64 hex digits of its SHA-256, without the file of the hashes."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != _HASHES_FILE:
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _cache() -> Path:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,44 @@ def test_a_package_is_unpacked_once_and_never_imported(package: Path) -> None:
     assert packaged_directory("package:some-model") == directory
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
     assert "some_model" not in sys.modules
+
+
+def damage(directory: Path) -> None:
+    (directory / "config.json").write_text('{"a": 1}')
+
+
+def leave_out(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def add(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"x")
+
+
+def forget(directory: Path) -> None:
+    (directory / "sha256.json").unlink()
+
+
+@pytest.mark.parametrize("change", [damage, leave_out, add, forget])
+def test_unpacked_files_that_have_changed_are_unpacked_again(package: Path, change: Callable[[Path], None]) -> None:
+    directory = packaged_directory("package:some-model")
+    change(directory)
+    assert packaged_directory("package:some-model") == directory
+    assert (directory / "config.json").read_text() == "{}"
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "sha256.json"]
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+    (package / "model.zip").unlink()
+    assert packaged_directory("package:some-model") == directory
+
+
+def test_changed_files_of_a_package_that_is_gone_are_refused(package: Path, tmp_path: Path) -> None:
+    damage(packaged_directory("package:some-model"))
+    for path in package.iterdir():
+        path.unlink()
+    package.rmdir()
+    place = re.escape(str(tmp_path / "cache"))
+    with pytest.raises(BackboneError, match=rf"its files in {place}.* have changed, and the package is not installed"):
+        packaged_directory("package:some-model")
 
 
 def test_other_weights_are_refused_and_leave_nothing_behind(package: Path, tmp_path: Path) -> None:

@@ -15,49 +15,34 @@ from training.errors import BackboneError
 TEXTS = ("crimson thing", "a", "teal thing of <|vision_start|> olive words")
 
 
-@pytest.fixture
-def directory(family_directory: Callable[..., Path]) -> Path:
-    """A tiny Qwen3-VL whose tokenizer knows a chat, as the published one does."""
-    directory = family_directory("qwen3_vl")
-    backbone = load_backbone(directory)
-    backbone.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    backbone.model.resize_token_embeddings(len(backbone.tokenizer))
-    backbone.save(directory)
-    for path in directory.glob("model-*.safetensors"):  # the shards before the vocabulary grew
-        path.unlink()
-    (directory / "model.safetensors.index.json").unlink(missing_ok=True)
-    backbone.save(directory)
-    return directory
-
-
 def encoder(directory: Path, *, tokens: int = 64, length: int | None = None) -> QwenEmbedding:
     return QwenEmbedding(load_backbone(directory), max_text_tokens=tokens, length=length)
 
 
-def test_a_text_is_the_users_turn_of_the_published_chat(directory: Path) -> None:
-    tokenizer = load_backbone(directory).tokenizer
-    inputs = encoder(directory).prepare_texts(TEXTS[:1])
+def test_a_text_is_the_users_turn_of_the_published_chat(chat_directory: Path) -> None:
+    tokenizer = load_backbone(chat_directory).tokenizer
+    inputs = encoder(chat_directory).prepare_texts(TEXTS[:1])
     assert tokenizer.decode(inputs["input_ids"][0]) == (
         "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\ncrimson thing<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    cut = encoder(directory, tokens=1).prepare_texts(TEXTS[:1])["input_ids"][0]
+    cut = encoder(chat_directory, tokens=1).prepare_texts(TEXTS[:1])["input_ids"][0]
     assert tokenizer.decode(cut).endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert len(cut) < len(inputs["input_ids"][0])
 
 
-def test_a_text_cannot_start_a_picture(directory: Path) -> None:
-    loaded = load_backbone(directory)
+def test_a_text_cannot_start_a_picture(chat_directory: Path) -> None:
+    loaded = load_backbone(chat_directory)
     start = loaded.tokenizer.convert_tokens_to_ids("<|vision_start|>")
-    assert start not in encoder(directory).prepare_texts(TEXTS)["input_ids"]
+    assert start not in encoder(chat_directory).prepare_texts(TEXTS)["input_ids"]
 
 
-def test_texts_are_padded_on_the_right_and_read_to_their_last_token(directory: Path) -> None:
-    made = encoder(directory)
+def test_texts_are_padded_on_the_right_and_read_to_their_last_token(chat_directory: Path) -> None:
+    made = encoder(chat_directory)
     inputs = made.prepare_texts(TEXTS)
     assert inputs["attention_mask"][:, 0].tolist() == [1, 1, 1]
     assert inputs["attention_mask"][1, -1] == 0
-    model = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
+    model = AutoModel.from_pretrained(chat_directory, attn_implementation="eager").eval()
     with torch.inference_mode():
         alone = []
         for text in TEXTS:
@@ -66,10 +51,10 @@ def test_texts_are_padded_on_the_right_and_read_to_their_last_token(directory: P
         check_vectors(made.encode("text", inputs), unit(torch.cat(alone)))
 
 
-def test_pictures_stand_in_the_users_turn(directory: Path) -> None:
-    made = encoder(directory)
+def test_pictures_stand_in_the_users_turn(chat_directory: Path) -> None:
+    made = encoder(chat_directory)
     inputs = made.prepare_pictures(pictures())
-    model = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
+    model = AutoModel.from_pretrained(chat_directory, attn_implementation="eager").eval()
     with torch.inference_mode():
         alone = []
         for picture in pictures():
@@ -86,14 +71,14 @@ def test_pictures_stand_in_the_users_turn(directory: Path) -> None:
         check_vectors(made.encode("image", inputs), unit(torch.cat(alone)))
 
 
-def test_a_vector_is_cut_before_it_is_normalised(directory: Path) -> None:
-    whole, cut = encoder(directory), encoder(directory, length=8)
+def test_a_vector_is_cut_before_it_is_normalised(chat_directory: Path) -> None:
+    whole, cut = encoder(chat_directory), encoder(chat_directory, length=8)
     with torch.inference_mode():
         inputs = whole.prepare_texts(TEXTS)
         check_vectors(cut.encode("text", inputs), unit(whole.encode("text", inputs)[:, :8]))
     assert cut.dims == {"text": 8, "image": 8}
     with pytest.raises(BackboneError, match=r"vlm\.vector_length must be at most 16 for this model, got 17"):
-        encoder(directory, length=17)
+        encoder(chat_directory, length=17)
 
 
 def test_other_models_are_refused(family: Callable[..., Backbone]) -> None:
