@@ -242,20 +242,24 @@ def test_a_worker_that_hangs_is_replaced(
 def test_a_replacement_that_hangs_in_its_start_is_replaced(
     monkeypatch: pytest.MonkeyPatch, start: Callable[..., Service], small_registry: Path, tmp_path: Path
 ) -> None:
-    flag = tmp_path / "hangs"
+    flag, hangs = tmp_path / "flag", tmp_path / "hangs"
     patched(
         monkeypatch,
-        "import os, time, service.workers.supervisor as s\n"
-        f"run, flag = s.run_worker, {str(flag)!r}\n"
-        "s.run_worker = lambda *given: time.sleep(600) if os.path.exists(flag) else run(*given)",
+        "import os, pathlib, time, service.workers.supervisor as s\n"
+        f"run, flag, hangs = s.run_worker, pathlib.Path({str(flag)!r}), pathlib.Path({str(hangs)!r})\n"
+        "def late(*given):\n"
+        "    if not flag.exists(): return run(*given)\n"
+        "    hangs.write_text(str(os.getpid()))\n"
+        "    flag.unlink()\n"
+        "    time.sleep(600)\n"
+        "s.run_worker = late",
     )
-    service = start(*("--registry", str(small_registry), *NO_REDIS, "--workers", "2"), VLM2REC_START_TIMEOUT_S="5")
+    service = start(*("--registry", str(small_registry), *NO_REDIS, "--workers", "2"), VLM2REC_START_TIMEOUT_S="10")
     victim, other = workers_of(service)
     flag.touch()
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: len(new := set(workers_of(service)) - {victim, other}) == 1 and new)
-    (hanging,) = set(workers_of(service)) - {victim, other}
-    flag.unlink()
+    eventually(lambda: hangs.exists() and not flag.exists())
+    hanging = int(hangs.read_text())
     eventually(lambda: hanging not in workers_of(service) and len(workers_of(service)) == 2)
     waiting = asked(service.port, 12)  # over both sockets
     assert [reply[:15] for reply in answers(waiting)] == [b"HTTP/1.1 200 OK"] * 12
