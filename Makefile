@@ -15,7 +15,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions check-engines engines
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions check-gpu bench-queueing bench-heads bench-instructions check-engines engines
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -55,6 +55,11 @@ check-engines: engines
 # A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
 check-versions:
 	$(PYTHON) .ci/python_versions.py $(VERSIONS_ARGS)
+
+# The extra `gpu` without a GPU, in an environment of its own: imports, the error of --device cuda, VLM2REC_DEVICE=auto, benches at
+# toy size on the CPU. About 2 GB to install, into .venvs.
+check-gpu: $(VENV)/.installed
+	$(BIN)/python .ci/gpu_engines.py
 
 # Known vulnerabilities of the pinned versions. `.ci/audit.py` ends with 1 on a finding and with 3 where it could not ask.
 audit:

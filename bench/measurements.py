@@ -51,6 +51,12 @@ class Measurements:
         kept = {key: found for key, found in self._all["measurements"].items() if key.partition("/")[0] != stage}
         self._all["measurements"] = kept
 
+    def is_of_today(self, stage: str) -> bool:
+        """Whether all measurements of a stage were made today and on the commit that is checked out."""
+        found = [one for key, one in self._all["measurements"].items() if key.partition("/")[0] == stage]
+        today, now = time.strftime("%Y-%m-%d", time.gmtime()), commit().rstrip("+")
+        return all(one["at"][:10] == today and one["commit"].rstrip("+") == now for one in found)
+
     def read(self) -> ServingResults:
         """The measurements so far, for medians and ratios."""
         return ServingResults(self._all)

@@ -6,14 +6,15 @@ Every figure on the page is read from the files.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.markdown_table import markdown_table
 from bench.serving import sections
 from bench.serving.results import ServingResults, shown
-from bench.serving.targets import ECHO_REFERENCE, ECHO_WITHIN, Verdict, echo_of, verdicts
+from bench.serving.targets import ECHO_REFERENCE, ECHO_WITHIN, Verdict, cpu_by_workers, echo_rates, verdicts
 
 _ROOT = Path(__file__).parents[2]
 PAGE = _ROOT / "docs" / "benchmarks.md"
@@ -26,6 +27,9 @@ machine:
 ```sh
 make bench-serving BENCH_ARGS="--neighbours {neighbours}"    # goes on where it ended; with --fresh it begins anew
 ```
+
+A stage that is not complete is continued only on its own day and commit; otherwise all of it is measured anew, so
+that its figures and the echo beside them are of one run. Complete stages stay until `--only STAGE` measures them again.
 
 Load generator, Redis and server share one machine, so **only ratios within one run mean anything**; contenders take
 turns, and every figure is the median of {rounds} round(s), each by itself, so that those of a row need not add up; in
@@ -56,13 +60,13 @@ _NOT_RUN = """## Not run
 """
 
 
-def page(read: ServingResults, images: Path, others: Iterable[Path]) -> str:
+def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
     """The whole page.
 
     Args:
         read: the serving run.
         images: directory for the plots.
-        others: result files of other benches, to be linked.
+        others: result files of other benches, to be listed; those of the numbers of workers are read.
     """
     settings = read.settings
     lists = _LISTS.format(neighbours=settings["neighbours"]) if settings.get("neighbours") else ""
@@ -79,7 +83,7 @@ def page(read: ServingResults, images: Path, others: Iterable[Path]) -> str:
         ),
         *_run(read),
         "## What holds\n",
-        *_verdicts(verdicts(read)),
+        *_verdicts([*verdicts(read), cpu_by_workers(_workers(others, settings.get("main", 0)))]),
         _WHY,
         *sections.contenders(read, images),
         *sections.sizes(read, images),
@@ -110,7 +114,7 @@ def _run(read: ServingResults) -> Iterator[str]:
     if len({one.rstrip("+") for one in commits}) > 1:
         yield "**The run was gone on with after a commit: figures from different stages are of different code.**\n"
         yield from markdown_table(("stage", "measured on", "commit"), _stage_dates(read))
-    echo = read.values(echo_of("contenders"), "good")
+    echo = echo_rates(read, "contenders")
     if echo:
         share = shown([rate / ECHO_REFERENCE for rate in echo], "{:.2f}")
         yield f"The echo beside the contenders gave {share} × its reference; other stages have an echo of their own.\n"
@@ -142,6 +146,13 @@ def _verdicts(found: list[Verdict]) -> Iterator[str]:
     held, held_owed = sum(bool(one.holds) for one in known), sum(bool(one.holds) for one in owed)
     apart = f" {uncounted} do not count, for the reasons in the table." if uncounted else ""
     yield f"{held} of {len(known)} hold; of those that are owed, {held_owed} of {len(owed)}.{apart}\n"
+
+
+def _workers(others: Iterable[Path], rows: int) -> dict[str, Any]:
+    """What the bench of the numbers of workers found on a catalogue of a size; empty: it was not run."""
+    found = [path for path in others if path.name == f"workers-{rows}.json"]
+    measured: dict[str, Any] = json.loads(found[0].read_text()) if found else {}
+    return measured
 
 
 def _holds(one: Verdict) -> str:

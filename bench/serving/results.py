@@ -2,9 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+SAME_RUN: Final = timedelta(hours=1)
+"""Longest time between two measurements of one round; a round takes minutes."""
 
 
 class ServingResults:
@@ -59,12 +63,27 @@ class ServingResults:
         return median(self.ratios(key, to, name, to_name))
 
     def ratios(self, key: str, to: str, name: str = "good", to_name: str | None = None) -> list[float]:
-        """The ratio of a figure to one of the same round, of the same name by default, of every round that has both."""
+        """The ratio of a figure to one of the same round, of the same name by default, of every round that has both.
+
+        A round that was gone on with on another day gives none: the machine may have been as fast as another one.
+        """
+        keys = ((key.format(round=number), to.format(round=number)) for number in self.rounds)
         pairs = (
-            (self.value(key.format(round=number), name), self.value(to.format(round=number), to_name or name))
-            for number in self.rounds
+            (self.value(one, name), self.value(other, to_name or name))
+            for one, other in keys
+            if self.are_of_one_run([one, other])
         )
         return [one / other for one, other in pairs if one is not None and other]
+
+    def are_of_one_run(self, keys: Iterable[str]) -> bool:
+        """Whether measurements, those of them that there are, were made soon after one another."""
+        found = (self.measurements.get(key, {}).get("at") for key in keys)
+        times = [datetime.fromisoformat(at) for at in found if at is not None]
+        return not times or max(times) - min(times) <= SAME_RUN
+
+    def of_round(self, stage: str, number: int) -> list[str]:
+        """Keys of the measurements of one round of a stage."""
+        return [key for key in self.measurements if key.startswith(f"{stage}/{number}/")]
 
     def failed(self, key: str) -> str | None:
         """The reason of a failed measurement."""

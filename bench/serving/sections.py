@@ -16,14 +16,16 @@ from bench.serving.targets import (
     WRONG_REFUSAL,
     contender,
     echo_of,
+    echo_rates,
     size,
 )
 
 IMAGES = "img"
 OURS, ECHO = "vlm2rec", "echo"
 _MIB = 2**20
-_REFUSALS = """The time to refuse is measured twice: by the server, from the first bytes of the request to those of the
-refusal, and by the client, from the moment when the request was due. Only the latter includes the wait until the server
+_REFUSALS = """The time to refuse is measured three times: by the server, from the first bytes of the request until the
+refusal is computed (`Server-Timing`) and until its last byte is written (a histogram: the upper bound of the bucket of
+the p99), and by the client, from the moment when the request was due. Only the last includes the wait until the server
 reads the request.
 
 **Earlier versions of this page said “p99 to refuse 0.01 ms, holds”. That was wrong**: the server timed how long it took
@@ -183,7 +185,7 @@ def overload(read: ServingResults) -> Iterator[str]:
     rows = []
     for key in keys:
         figures = [read.median(key, name) for name in ("offered", "degraded", "late", "refused", "errors")]
-        refusals = [read.median(key, f"refusal_{place}_p99_ms") for place in ("server", "client")]
+        refusals = [read.median(key, f"refusal_{place}_p99_ms") for place in ("server", "written", "client")]
         rows.append(
             (
                 key.rpartition("/")[2],
@@ -191,12 +193,12 @@ def overload(read: ServingResults) -> Iterator[str]:
                 shown(read.values(key, "good"), "{:,.0f}"),
                 *(_number(value, "{:,.0f}") for value in figures),
                 " / ".join(_number(read.median(key, name), "{:,.0f}") for name in ("p50_ms", "p99_ms")) + " ms",
-                "–" if None in refusals else " / ".join(f"{value:.2f}" for value in refusals) + " ms",
+                " / ".join(_number(value, "{:.2f}") for value in refusals) + " ms" if any(refusals) else "–",
                 _number(read.median(key, "client_cpu"), "{:.2f}"),
             )
         )
     names = ("good ÷ peak", "good/s", "offered/s", "degraded/s", "late/s", "refused/s", "errors", "p50 / p99")
-    yield from markdown_table(("", *names, "p99 to refuse, server / client", "client CPU"), rows)
+    yield from markdown_table(("", *names, "p99 to refuse: computed / written / client", "client CPU"), rows)
 
 
 def users(read: ServingResults) -> Iterator[str]:
@@ -222,7 +224,7 @@ def users(read: ServingResults) -> Iterator[str]:
 
 def _echo(read: ServingResults, stage: str) -> str:
     """What the echo gave in the rounds of a stage."""
-    rates = read.values(echo_of(stage), "good")
+    rates = echo_rates(read, stage)
     if not rates:
         return "The echo was not measured in these rounds, so that no time or rate here counts.\n"
     share = shown([rate / ECHO_REFERENCE for rate in rates], "{:.2f}")

@@ -1,6 +1,6 @@
 """Measures `POST /recommend` under load: vlm2rec, a bare echo and six other servers of the same bundle and Redis.
 
-    python -m bench.serving.serving            # continues the last run
+    python -m bench.serving.serving            # continues the last run; stages of other days only if they are complete
     python -m bench.serving.serving --fresh    # begins anew
     python -m bench.serving.serving --only overload start    # measures these stages again and leaves the rest
     python -m bench.serving.serving --smoke    # seconds, to see that everything runs
@@ -74,6 +74,18 @@ def missing(visit: Visit, results: Measurements) -> list[Task]:
     return [task for task in visit.tasks if task.key not in results]
 
 
+def forget_unfinished(visits: Iterable[Visit], results: Measurements) -> list[str]:
+    """Drop the stages that are not complete and were begun on another day or commit, and give their names.
+
+    To go on with one would put the echo and the figures of different days into one round.
+    """
+    unfinished = dict.fromkeys(visit.stage for visit in visits if missing(visit, results))
+    dropped = [stage for stage in unfinished if not results.is_of_today(stage)]
+    for stage in dropped:
+        results.forget(stage)
+    return dropped
+
+
 def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
     """Start a contender, run its missing tasks and stop it; a failed start or load is recorded with the reason."""
     tasks = missing(visit, results)
@@ -120,8 +132,10 @@ def main() -> None:
             results.forget(stage)
     bundles: dict[int, Published] = {}
     with Setting(plan, bundles) as setting:
-        every = (*tuning_visits(setting), *measured_visits(setting, results))
-        needed = {visit.rows for visit in wanted(every, options.only) if missing(visit, results)}
+        chosen = wanted((*tuning_visits(setting), *measured_visits(setting, results)), options.only)
+        for stage in forget_unfinished(chosen, results):
+            print(f"{stage}: begun on another day or commit, so all of it is measured anew", flush=True)
+        needed = {visit.rows for visit in chosen if missing(visit, results)}
         bundles |= prepare(sorted(needed), results, options.work, options.neighbours)
         for visits in (tuning_visits(setting), measured_visits(setting, results)):
             planned = wanted(visits, options.only)  # only now, since the tuning decides how peers are measured

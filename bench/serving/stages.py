@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bench.load.histograms import buckets_of, upper_quantile
 from bench.load.histories import bytes_per_user, used_bytes
 from bench.measurements import Measurements
 from bench.serving.contenders import ECHO, EVERYONE, OURS, PEERS, Contender
@@ -152,10 +153,13 @@ def _overload(setting: Setting, ours: Contender, results: Measurements, number: 
         return float(results[f"{key}/peak"]["good"])
 
     def offer(times: int, running: RunningContender) -> dict[str, Any]:
+        before = _refusals(running)
         found = setting.open(running, plan.users, times * peak(), plan.overload_s, number)
         rates = [setting.closed(running, plan.users, plan.connections, 1.0)["good"] for _ in range(_RECOVERY_S)]
         reached = [second for second, rate in enumerate(rates, 1) if rate >= _RECOVERED * peak()]
-        return found | {"back_by_second": rates, "recovered_s": reached[0] if reached else None}
+        p99_s = upper_quantile(before, _refusals(running), 0.99)
+        written = {} if p99_s is None else {"refusal_written_p99_ms": 1000 * p99_s}
+        return found | written | {"back_by_second": rates, "recovered_s": reached[0] if reached else None}
 
     def crowd(times: int, running: RunningContender) -> dict[str, Any]:
         return setting.closed(running, plan.users, times * plan.connections, plan.closed_s)
@@ -164,6 +168,11 @@ def _overload(setting: Setting, ours: Contender, results: Measurements, number: 
     tasks += [Task(f"{key}/{times}x", partial(offer, times)) for times in plan.overloads]
     tasks.append(Task(f"{key}/{plan.overloads[-1]}x connections", partial(crowd, plan.overloads[-1])))
     return Visit("overload", ours, plan.main, plan.users, tasks)
+
+
+def _refusals(running: RunningContender) -> dict[float, float]:
+    """Seconds from the first bytes of a refused request to the last of its refusal; at most a second old."""
+    return buckets_of(running.port, "vlm2rec_request_seconds", route="turned away")
 
 
 def _users(setting: Setting, ours: Contender, users: int, number: int) -> Visit:

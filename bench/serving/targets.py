@@ -6,14 +6,17 @@ count only where the echo of the same rounds was near its reference (:data:`ECHO
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.serving.contenders import PEERS
 from bench.serving.results import ServingResults, median, shown
 
 MOST_P90_MS = 7.0
 MOST_P99_MS = 20.0
+MOST_CPU_MS = 0.40
+MOST_CPU_APART = 1.15
 LEAST_RECALL = 0.95
 ECHO_REFERENCE = 9_000.0
 """Answers a second of the echo, closed-loop, on the machine for which the times and rates of the targets are meant."""
@@ -59,6 +62,25 @@ def verdicts(read: ServingResults) -> list[Verdict]:
     return [*_main(read), *_largest(read), *_peers(read), *_overload(read), *_growth(read)]
 
 
+def cpu_by_workers(measured: Mapping[str, Any]) -> Verdict:
+    """Whether an answer takes the same processor time with every number of workers.
+
+    Args:
+        measured: by :mod:`bench.serving.workers`; empty: not measured.
+    """
+    about = f"{measured['items']:,} items" if measured else "workers"
+    target = "CPU of an answer with 1, 2 and 4 workers within 15 % of each other"
+    medians = {name: one for name, one in measured.get("medians", {}).items() if name.endswith(" workers")}
+    times_ms = [one["cpu_ms"] for one in medians.values()]
+    if len(times_ms) < 2:
+        return Verdict(about, target, NOT_MEASURED, None, goal=True)
+    apart = max(times_ms) / min(times_ms)
+    each = ", ".join(f"{name.removesuffix(' workers')}: {one['cpu_ms']:.2f} ms" for name, one in medians.items())
+    source = f"; {measured['source']}" if "source" in measured else ""
+    said = f"{each}, the largest {apart:.2f} × the smallest ({measured['neighbours']} neighbours in each list{source})"
+    return Verdict(about, target, said, apart <= MOST_CPU_APART, goal=True)
+
+
 def contender(name: str, what: str) -> str:
     """Key of a measurement of a contender, ``{round}`` left open."""
     return CONTENDER.format(name=name, what=what)
@@ -74,12 +96,20 @@ def echo_of(stage: str) -> str:
     return contender("echo", "closed") if stage == "contenders" else f"{stage}/{{round}}/echo"
 
 
+def echo_rates(read: ServingResults, stage: str) -> list[float]:
+    """Answers a second of the echo in the rounds of a stage, without rounds whose other figures are of another run."""
+    found = ((number, read.value(echo_of(stage).format(round=number), "good")) for number in read.rounds)
+    return [rate for number, rate in found if rate is not None and read.are_of_one_run(read.of_round(stage, number))]
+
+
 def does_not_count(read: ServingResults, stage: str) -> str:
     """Why times and rates of a stage do not count; empty: they do."""
-    rates = read.values(echo_of(stage), "good")
+    rates = echo_rates(read, stage)
     rate = median(rates)
     if rate is None:
         return "the echo was not measured beside it"
+    if len(rates) < len(read.values(echo_of(stage), "good")):
+        return "the echo of some rounds was measured at another time than the rest"
     if abs(rate / ECHO_REFERENCE - 1) > ECHO_WITHIN:
         return f"the echo gave {shown(rates, '{:,.0f}')}/s"
     return ""
@@ -93,6 +123,8 @@ def _main(read: ServingResults) -> Iterator[Verdict]:
     yield _at_least(about, "≥ 0.35 × a bare FastAPI echo of the same run", ratios, 0.35, "{:.2f}", " ×")
     goal = _at_least(about, "≥ 0.40 × a bare FastAPI echo of the same run", ratios, 0.40, "{:.2f}", " ×")
     yield replace(goal, goal=True)
+    cpu = _at_most(about, "≤ 0.40 ms of CPU an answer", read.values(ours, "cpu_ms"), MOST_CPU_MS, "{:.2f}", " ms")
+    yield _counted(read, stage, replace(cpu, goal=True))
     by_kind = read.measurements.get(size(rows, "recall").format(round=1), {}).get("by_kind")
     lowest = min(by_kind, key=by_kind.get) if by_kind else ""
     values = [by_kind[lowest]] if by_kind else []
@@ -172,11 +204,15 @@ def _overload(read: ServingResults) -> Iterator[Verdict]:
     yield _at_least(about, "closed-loop with 5 × the connections: ≥ 90 % of the peak", crowd, 0.9, "{:.0%}")
     for times in (2, 5):
         key = f"overload/{{round}}/{times}x"
-        target = f"{times} × the peak: p99 of the time to refuse < 5 ms inside the server"
-        values = read.values(key, "refusal_server_p99_ms")
+        target = f"{times} × the peak: p99 of the time to refuse < 5 ms, from the first byte in to the last byte out"
+        values, computed = (read.values(key, f"refusal_{until}_p99_ms") for until in ("written", "server"))
         found = _counted(read, "overload", _at_most(about, target, values, 5.0, "{:.2f}", " ms"))
-        measured_wrongly = not values and read.median(key, WRONG_REFUSAL) is not None
-        yield replace(found, measured=NOT_AGAIN) if measured_wrongly else found
+        if not values and computed:
+            said = f"{shown(computed, '{:.2f}')} ms until it was computed; not measured until it was written"
+            found = replace(found, measured=said)
+        elif not values and read.median(key, WRONG_REFUSAL) is not None:
+            found = replace(found, measured=NOT_AGAIN)
+        yield found
 
 
 def _recovered(read: ServingResults, about: str, times: int) -> Verdict:

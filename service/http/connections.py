@@ -3,10 +3,11 @@
 One sweep checks all connections now and then, instead of a timer each, so that a request costs little.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Protocol
 
 
@@ -59,7 +60,8 @@ class Connections:
         on_open: called with the number of connections when it changes.
         on_drop: called with the reason why a connection was ended: crowded, late, stalled, head, pipeline, body,
             malformed.
-        on_turned_away: called with the method of every request that came when too many were in progress.
+        on_turned_away: called with the requests that came when too many were in progress, after their refusals were
+            written: of each the method, and the seconds from its first bytes to the last of the refusal.
         clock: seconds, monotonic.
     """
 
@@ -70,15 +72,16 @@ class Connections:
         retry_after_s: int,
         on_open: Callable[[int], None] = lambda _count: None,
         on_drop: Callable[[str], None] = lambda _reason: None,
-        on_turned_away: Callable[[str], None] = lambda _method: None,
+        on_turned_away: Callable[[list[tuple[str, float]]], None] = lambda _refused: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.limits = limits
         self.retry_after_s = retry_after_s
         self.on_drop = on_drop
-        self.on_turned_away = on_turned_away
         self.clock = clock
         self._on_open = on_open
+        self._on_turned_away = on_turned_away
+        self._turned_away: list[tuple[str, float]] = []
         self._open: set[Connection] = set()
         self._freed_at = -inf
         self._swept_at = -inf
@@ -105,6 +108,24 @@ class Connections:
         """Forget a connection that has ended."""
         self._open.discard(connection)
         self._on_open(len(self._open))
+
+    def turned_away(self, method: str, began: float) -> None:
+        """Count a request that is refused because too many are in progress, once the refusal is written.
+
+        The event loop writes at the end of its turn, and runs what was scheduled meanwhile in the next one.
+
+        Args:
+            method: of the request.
+            began: `perf_counter` seconds when its first bytes were received.
+        """
+        if not self._turned_away:
+            asyncio.get_running_loop().call_soon(self._count_turned_away)
+        self._turned_away.append((method, began))
+
+    def _count_turned_away(self) -> None:
+        refused, self._turned_away = self._turned_away, []
+        now = perf_counter()
+        self._on_turned_away([(method, now - began) for method, began in refused])
 
     def sweep(self) -> None:
         """End the connections that kept the service waiting for too long; most calls return at once."""

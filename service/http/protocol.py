@@ -397,4 +397,4 @@ class GuardedProtocol(HttpToolsProtocol):
         given = next((value for name, value in headers if name == b"x-request-id"), None)
         refusal = queue_full(self._connections.retry_after_s, keep_alive)
         self.transport.write(refusal.to(request_id_from(given), began=began, has_body=method != "HEAD"))
-        self._connections.on_turned_away(method)
+        self._connections.turned_away(method, began)

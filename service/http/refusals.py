@@ -62,7 +62,7 @@ class PreparedRefusal:
         Args:
             request_id: sent in head and body; printable ASCII.
             began: `perf_counter` seconds when the first bytes of the request were received. ``Server-Timing`` is
-                computed here, just before the response is written.
+                computed here, just before the response is written; `Connections.turned_away` measures until after it.
             has_body: False for a response to HEAD; its headers stay.
         """
         body = b"%b%b}" % (self._body, orjson.dumps(request_id))

@@ -26,7 +26,8 @@ _HOST: Final = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff,]{1,253}")
 MOST_WORKERS: Final = 64
 """Largest number of worker processes."""
 _MOST_BYTES: Final = 1 << 40
-_MOST_ENGINE_THREADS: Final = 4  # one event loop cannot feed more
+MOST_ENGINE_THREADS: Final = 4
+"""Most engine threads of a process by default: one event loop cannot feed more."""
 
 
 def _split(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of the file
@@ -88,6 +89,12 @@ class ServerSettings(SettingsGroup):
         ge=0,
         le=600,
         description="Seconds at shutdown in which `/readyz` answers 503 but new requests are still answered.",
+    )
+    start_timeout_s: float = Field(
+        600,
+        ge=1,
+        le=86_400,
+        description="Seconds from the start of one of several workers until it answers; a slower one is replaced.",
     )
 
     @field_validator("host")
@@ -212,7 +219,8 @@ class EngineSettings(SettingsGroup):
         0,
         ge=0,
         le=64,
-        description="Threads that encode and search batches; 0: one per core, at most four. None on CUDA.",
+        description="Threads that encode and search batches, of all workers together; 0: one per core, at most four in "
+        "each worker. None on CUDA.",
     )
     queue_bound: int = Field(
         768,
@@ -224,7 +232,7 @@ class EngineSettings(SettingsGroup):
     @property
     def threads(self) -> int:
         """Threads that encode and search batches on the CPU."""
-        return self.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
+        return self.engine_threads or min(available_cores(), MOST_ENGINE_THREADS)
 
 
 class RedisSettings(SettingsGroup):

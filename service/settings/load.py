@@ -18,6 +18,7 @@ from service.errors import SettingsError
 from service.settings.access_settings import AccessSettings
 from service.settings.event_settings import EventSettings
 from service.settings.groups import (
+    MOST_ENGINE_THREADS,
     MOST_WORKERS,
     BundleSettings,
     ComparisonSettings,
@@ -100,7 +101,8 @@ class Settings(BaseModel):
                 "body_limit_bytes); choose fewer workers or higher bounds"
             )
         http, engine, seen = self.http, self.engine, self.observability
-        threads = max(1, place.part_of(engine.engine_threads or available_cores()))
+        most = MOST_WORKERS if engine.engine_threads else MOST_ENGINE_THREADS
+        threads = max(1, min(place.part_of(engine.engine_threads or available_cores()), most))
         if self.retrieval.kind == "milvus" and not engine.engine_threads:
             threads = 0  # they wait, so each worker has as many
         return self.model_copy(

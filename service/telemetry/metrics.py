@@ -1,6 +1,6 @@
 """Counts what the service does, as Prometheus metrics of one application."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -318,10 +318,20 @@ class Metrics:
         """Count a request that was refused or degraded by overload; the reason is one of a few words."""
         self._shed_of(reason).inc()
 
-    def turned_away(self, method: str) -> None:
-        """Count a request that was refused before its path was read, because too many were in progress."""
-        self._count_of(TURNED_AWAY, method if method in _METHODS else "other", 429).inc()
-        self._shed_of("refused").inc()
+    def turned_away(self, refused: Sequence[tuple[str, float]]) -> None:
+        """Count requests that were refused before their path was read, because too many were in progress.
+
+        Args:
+            refused: of each the method, and the seconds from its first bytes to the last of the refusal.
+        """
+        counts: dict[str, int] = {}  # in overload many at once, nearly all of one method
+        observe = self._seconds_of(TURNED_AWAY)
+        for method, seconds in refused:
+            counts[method] = counts.get(method, 0) + 1
+            observe(seconds)
+        for method, count in counts.items():
+            self._count_of(TURNED_AWAY, method if method in _METHODS else "other", 429).inc(count)
+        self._shed_of("refused").inc(len(refused))
 
     def redis_call(self, operation: str, seconds: float) -> None:
         """Count a call of Redis, whether it succeeded or not.

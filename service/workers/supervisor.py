@@ -1,7 +1,8 @@
 """Starts the workers of a service, replaces those that die, and ends them all.
 
 The parent process binds one listening socket a worker (`SO_REUSEPORT`) and owns them all. A replacement inherits the
-socket of the worker that died, so connections that wait in its queue are answered and not reset (docs/adr/0030).
+socket of the worker that died, so connections that wait in its queue are answered and not reset, also during the
+shutdown (docs/adr/0030).
 """
 
 import gc
@@ -13,11 +14,9 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import chain
 from math import inf
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -31,6 +30,7 @@ from service.server import configure_process, handle_unless_handled, listen, url
 from service.server import serve as serve_alone
 from service.settings.load import Settings
 from service.settings.worker_place import WorkerPlace
+from service.workers.slot import WorkerSlot, reason_of
 from service.workers.worker_process import CLOSED, FAILED, STARTED, run_worker
 
 _MOST_FAILED_STARTS: Final = 5  # of all workers together, before any of them answered
@@ -95,35 +95,6 @@ def _shared_directory(count: int) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@dataclass(slots=True, eq=False)
-class _WorkerSlot:
-    """One worker and its process.
-
-    Attributes:
-        settings: its own.
-        place: its number and the shared directory.
-        listener: its listening socket; this process owns it.
-        process: None until it is started, and between its end and its replacement.
-        control: to the process.
-        started_at: monotonic seconds.
-        answers: whether the process answers requests.
-        deaths: deaths in a row soon after a start.
-        due_at: monotonic seconds at which it is started again; infinite while it runs.
-        failure: why the process could not start.
-    """
-
-    settings: Settings
-    place: WorkerPlace
-    listener: socket.socket
-    process: BaseProcess | None = None
-    control: socket.socket | None = None
-    started_at: float = 0.0
-    answers: bool = False
-    deaths: int = 0
-    due_at: float = 0.0
-    failure: str | None = None
-
-
 class Supervisor:
     """Keeps all workers running until a signal ends them.
 
@@ -145,12 +116,12 @@ class Supervisor:
         ready: Callable[[], None],
     ) -> None:
         self._workers = [
-            _WorkerSlot(share, share.worker, listener)
+            WorkerSlot(share, share.worker, listener)
             for share, listener in zip(shares, listeners, strict=True)
             if share.worker is not None
         ]
         self._board = WorkerBoard(self._workers[0].place.directory, len(self._workers))
-        self._drain_s = settings.server.drain_delay_s + settings.server.drain_s + _DRAIN_MARGIN_S
+        self._server = settings.server
         self._log = log
         self._ready: Callable[[], None] | None = ready
         # Owned here: what waits in them outlives the death of a worker.
@@ -158,25 +129,29 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._passed_on = 0
-        self._kill_at = inf
-        self._was_ready = False
+        self._ends = False
+        self._delay_until = self._kill_at = inf  # of the shutdown, monotonic seconds
+        self._has_answered = self._was_ready = False  # one worker; all of them
         self._failed_starts = 0
+        self._failure: StartError | None = None
 
     def run(self) -> None:
         """Start the workers and return after the shutdown.
 
         Raises:
-            StartError: no worker could start.
+            StartError: a worker could not start before all answered.
             KeyboardInterrupt: the signal was SIGINT.
         """
         with self._watching_signals():
             try:
-                while not (self._signals and all(worker.process is None for worker in self._workers)):
+                while not (self._ends and all(one.process is None and one.due_at == inf for one in self._workers)):
                     self._step()
             finally:
                 self._kill_all()
                 for end in chain.from_iterable(self._inboxes):
                     end.close()
+        if self._failure is not None:
+            raise self._failure
         if signal.SIGINT in self._signals:
             raise KeyboardInterrupt
 
@@ -184,12 +159,12 @@ class Supervisor:
         self._pass_signals_on()
         now = monotonic()
         for worker in self._workers:
-            if worker.due_at <= now and not self._signals:
+            if worker.due_at <= now:
                 self._start(worker)
             self._end_if_hung(worker)
         if now >= self._kill_at:
             self._log.error("drain took too long; the workers are killed")
-            self._kill_all()
+            self._end_at_once()
         due = min(worker.due_at for worker in self._workers)
         for key, _ in self._selector.select(max(0.0, min(due - monotonic(), 1.0))):
             key.data()
@@ -197,19 +172,22 @@ class Supervisor:
             if worker.process is not None and worker.process.exitcode is not None:
                 self._ended(worker)
 
-    def _start(self, worker: _WorkerSlot) -> None:
+    def _start(self, worker: WorkerSlot) -> None:
         number = worker.place.number
         worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._board.reset(number)
-        worker.started_at, worker.due_at, worker.answers, worker.failure = monotonic(), inf, False, None
+        worker.started_at, worker.due_at, worker.failure = monotonic(), inf, None
+        worker.answers = worker.hangs = False
         context = multiprocessing.get_context("fork")
         worker.process = context.Process(target=self._run_in_child, args=(worker, theirs), name=f"worker-{number}")
         worker.process.start()
         theirs.close()
         self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._hear(worker))
         self._selector.register(worker.process.sentinel, selectors.EVENT_READ, lambda: None)
+        for passed in self._signals[: self._passed_on]:
+            worker.order(passed)
 
-    def _run_in_child(self, worker: _WorkerSlot, control: socket.socket) -> None:
+    def _run_in_child(self, worker: WorkerSlot, control: socket.socket) -> None:
         """Close what belongs to the parent: a copy of a socket here would keep it open after the parent closed it."""
         self._selector.close()
         for other in self._workers:
@@ -217,9 +195,14 @@ class Supervisor:
                 other.control.close()
             if other is not worker:
                 other.listener.close()
-        sys.exit(run_worker(worker.settings, worker.place, worker.listener, control, self._inboxes))
+        settings = worker.settings
+        if self._ends:
+            left_s = max(0.0, self._delay_until - monotonic())
+            server = settings.server.model_copy(update={"drain_delay_s": left_s})
+            settings = settings.model_copy(update={"server": server})
+        sys.exit(run_worker(settings, worker.place, worker.listener, control, self._inboxes))
 
-    def _hear(self, worker: _WorkerSlot) -> None:
+    def _hear(self, worker: WorkerSlot) -> None:
         """Read one message of a worker."""
         if worker.control is None:
             return
@@ -228,7 +211,7 @@ class Supervisor:
         except OSError:
             message = b""
         if message == STARTED:
-            worker.answers = True
+            worker.answers = self._has_answered = True
             self._announce()
         elif message == CLOSED:
             worker.listener.close()
@@ -240,12 +223,12 @@ class Supervisor:
             worker.control = None
 
     def _announce(self) -> None:
-        if self._ready is not None and all(worker.answers for worker in self._workers):
+        if self._ready is not None and not self._ends and all(worker.answers for worker in self._workers):
             self._was_ready = True
             ready, self._ready = self._ready, None
             ready()
 
-    def _ended(self, worker: _WorkerSlot) -> None:
+    def _ended(self, worker: WorkerSlot) -> None:
         """Clean up after a process that has ended; start it again unless the service ends."""
         process, number = worker.process, worker.place.number
         if process is None:
@@ -253,21 +236,15 @@ class Supervisor:
         while worker.control is not None:
             self._hear(worker)
         self._selector.unregister(process.sentinel)
-        reason = _reason_of(process.exitcode)
+        reason = reason_of(process.exitcode)
         process.close()
         worker.process = None
         self._board.reset(number)
-        if self._signals:
+        if self._ends:
+            self._start_last(worker, reason)
             return
-        if not self._was_ready:
-            self._failed_starts += 1
-            if worker.failure is not None:
-                raise StartError(worker.failure)
-            if self._failed_starts >= _MOST_FAILED_STARTS:
-                raise StartError(
-                    f"workers ended {self._failed_starts} times before all of them answered, the last one with "
-                    f"{reason}; the log has more"
-                )
+        if not self._was_ready and self._gives_up(worker, reason):
+            return
         lived_s = monotonic() - worker.started_at
         worker.deaths = 0 if lived_s >= _SETTLED_S else worker.deaths + 1
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** (worker.deaths - 1), _LONGEST_PAUSE_S) if worker.deaths else 0.0
@@ -276,30 +253,79 @@ class Supervisor:
         detail = {} if worker.failure is None else {"detail": worker.failure}
         self._log.error("worker ended", worker=number, reason=reason, starts_again_s=round(pause_s, 2), **detail)
 
-    def _end_if_hung(self, worker: _WorkerSlot) -> None:
+    def _gives_up(self, worker: WorkerSlot, reason: str) -> bool:
+        """Whether a worker that ended before all answered ends the service; others that answer are drained."""
+        self._failed_starts += 1
+        if worker.failure is not None:
+            failure = StartError(worker.failure)
+        elif self._failed_starts >= _MOST_FAILED_STARTS:
+            failure = StartError(
+                f"workers ended {self._failed_starts} times before all of them answered, the last one with "
+                f"{reason}; the log has more"
+            )
+        else:
+            return False
+        self._failure = self._failure or failure
+        worker.listener.close()
+        self._signals.append(signal.SIGTERM)
+        return True
+
+    def _end_if_hung(self, worker: WorkerSlot) -> None:
         """Kill a worker that gives no sign of life; one that drains gives none, and `_kill_at` bounds it."""
-        if self._signals or worker.process is None or not worker.answers:
+        if self._ends or worker.process is None or worker.hangs:
             return
-        if self._board.silence_s(worker.place.number) < _HUNG_S:
-            return
-        self._log.error("worker hangs; it is killed", worker=worker.place.number)
-        worker.answers = False
+        if worker.answers:
+            if self._board.silence_s(worker.place.number) < _HUNG_S:
+                return
+            self._log.error("worker hangs; it is killed", worker=worker.place.number)
+        else:  # it gives no sign of life while it loads a bundle
+            if monotonic() - worker.started_at < self._server.start_timeout_s:
+                return
+            self._log.error("worker did not start in time; it is killed", worker=worker.place.number)
+        worker.answers, worker.hangs = False, True
         worker.process.kill()
 
     def _pass_signals_on(self) -> None:
         for number in self._signals[self._passed_on :]:
             self._passed_on += 1
-            if not self._was_ready:
-                self._kill_all()
-                continue
-            self._kill_at = min(self._kill_at, monotonic() + self._drain_s)
+            now = monotonic()
+            delay_s = 0.0 if self._ends else self._server.drain_delay_s  # a second signal ends it
+            self._delay_until = min(self._delay_until, now + delay_s)
+            self._kill_at = min(self._kill_at, self._delay_until + self._server.drain_s + _DRAIN_MARGIN_S)
+            if not self._ends:
+                self._begin_shutdown()
             for worker in self._workers:
-                worker.due_at = inf
-                if worker.control is not None:
-                    with suppress(OSError):
-                        worker.control.send(bytes([number]))
-                elif worker.process is None:
-                    worker.listener.close()
+                worker.order(number)
+
+    def _begin_shutdown(self) -> None:
+        """Drain all workers, also those that still start; where none has answered yet, end them at once."""
+        self._ends = True
+        if not self._has_answered:
+            self._end_at_once()
+        for worker in self._workers:
+            if worker.process is None:
+                self._start_last(worker)
+
+    def _start_last(self, worker: WorkerSlot, reason: str | None = None) -> None:
+        """Start a worker that is dead in the shutdown once more, unless it has closed its socket.
+
+        Connections may wait there: it answers them and drains as the others do.
+        """
+        worker.due_at = inf
+        if worker.listener.fileno() < 0:
+            return
+        if reason is not None:
+            self._log.error("worker ended in the shutdown", worker=worker.place.number, reason=reason)
+        if worker.is_last:
+            worker.listener.close()
+        else:
+            worker.is_last, worker.due_at = True, monotonic()
+
+    def _end_at_once(self) -> None:
+        """Kill all workers; none is started again, as their sockets are closed."""
+        for worker in self._workers:
+            worker.listener.close()
+        self._kill_all()
 
     def _kill_all(self) -> None:
         for worker in self._workers:
@@ -336,13 +362,3 @@ class Supervisor:
 
 
 _HANDLED: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-
-
-def _reason_of(exit_code: int | None) -> str:
-    """How a process ended, in words."""
-    if exit_code is None or exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"signal {-exit_code}"

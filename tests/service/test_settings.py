@@ -281,6 +281,18 @@ def test_the_parts_of_all_workers_sum_to_each_bound() -> None:
     assert {part.access.rate_limit for part in load_parts(3, rate_limit=7.0)} == {7.0}
 
 
+@pytest.mark.parametrize(
+    ("cores", "count", "threads"), [(16, 1, [4]), (16, 2, [4, 4]), (192, 2, [4, 4]), (6, 2, [3, 3]), (2, 4, [1] * 4)]
+)
+def test_a_worker_has_at_most_four_engine_threads_by_default(
+    monkeypatch: pytest.MonkeyPatch, cores: int, count: int, threads: list[int]
+) -> None:
+    for module in ("load", "groups"):
+        monkeypatch.setattr(f"service.settings.{module}.available_cores", lambda: cores)
+    assert [part.engine.threads for part in load_parts(count)] == threads
+    assert [part.engine.threads for part in load_parts(2, engine_threads=16)] == [8, 8]  # as chosen
+
+
 def test_a_bound_that_is_too_small_for_the_workers_is_named() -> None:
     for small in ({"queue_bound": 5}, {"max_connections": 2}, {"bodies_limit_bytes": 2048, "body_limit_bytes": 1024}):
         with pytest.raises(SettingsError, match=r"workers must be at most 2 here, received 3: .*queue_bound"):

@@ -69,6 +69,7 @@ class Running:
         drops: why connections were ended, counted.
         released: set: `/slow` is answered.
         steps: each lets one `/step` be answered.
+        refused_s: of each request that was turned away, the seconds until its refusal was written.
     """
 
     port: int
@@ -76,6 +77,7 @@ class Running:
     drops: Counter[str]
     released: threading.Event
     steps: threading.Semaphore
+    refused_s: list[float]
     clients: list["Client"] = field(default_factory=list)
 
     def open(self, *sent: bytes) -> "Client":
@@ -142,11 +144,17 @@ def running(
 ) -> Iterator[Running]:
     """Run a server until the end of the context; every connection is gone then."""
     drops: Counter[str] = Counter()
+    refused_s: list[float] = []
+
+    def turned_away(refused: list[tuple[str, float]]) -> None:
+        drops.update(f"turned away: {method}" for method, _ in refused)
+        refused_s.extend(seconds for _, seconds in refused)
+
     connections = Connections(
         limits,
         retry_after_s=7,
         on_drop=lambda reason: drops.update([reason]),
-        on_turned_away=lambda method: drops.update([f"turned away: {method}"]),
+        on_turned_away=turned_away,
     )
     released, steps = threading.Event(), threading.Semaphore(0)
     whole = RequestMiddleware(
@@ -176,7 +184,7 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     eventually(lambda: server.started)
-    ours = Running(listener.getsockname()[1], connections, drops, released, steps)
+    ours = Running(listener.getsockname()[1], connections, drops, released, steps, refused_s)
     try:
         yield ours
     finally:

@@ -1,5 +1,6 @@
 """The page says what the figures say: medians, ratios within a round, and what does not hold."""
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -261,10 +262,50 @@ def test_the_time_to_refuse_of_earlier_runs_is_said_to_be_wrong(tmp_path: Path) 
     assert again in text
     assert "not measured again yet**: `make bench-serving" in text
     assert "0.01 ms |" not in text
-    refusals = {"refusal_server_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}
+    refusals = {"refusal_server_p99_ms": 4.0, "refusal_written_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}
     measured = run(**{"overload/*/2x": refusals, "overload/*/echo": {"good": 9000.0}})
     assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 (4.00–6.00) ms", True)
     text = page(measured, tmp_path, [])
-    assert "| 4.50 / 80.00 ms |" in text
+    assert "| 4.00 / 4.50 / 80.00 ms |" in text
     assert "Earlier versions of this page said" in text
     assert "not measured again yet" not in text
+
+
+def test_a_time_to_refuse_that_ends_before_the_write_meets_no_target(tmp_path: Path) -> None:
+    refusals = {"refusal_server_p99_ms": 0.2, "refusal_client_p99_ms": 80.0}
+    read = run(**{"overload/*/2x": refusals, "overload/*/echo": {"good": 9000.0}})
+    said = "0.20 ms until it was computed; not measured until it was written"
+    assert verdict(read, "2 × the peak: p99 of the time to refuse") == (said, None)
+    assert "| 0.20 / – / 80.00 ms |" in page(read, tmp_path, [])
+
+
+def test_the_echo_of_another_day_validates_nothing(tmp_path: Path) -> None:
+    figures = {
+        "sizes/*/1000000/open 400": {"p90_ms": 5.0},
+        "sizes/*/1000000/closed": {"good": 1800.0},
+        "sizes/*/echo": {"good": 9000.0},
+    }
+    read = run(**figures)
+    assert verdict(read, "at 400 req/s") == ("5.0 ms", True)
+    assert "| 1,000,000 | – | 0.20 |" in page(read, tmp_path, [])
+    read.measurements["sizes/2/echo"]["at"] = "2026-11-24T11:30:00Z"
+    reason = "the echo of some rounds was measured at another time than the rest"
+    assert verdict(read, "at 400 req/s") == (f"5.0 ms; does not count: {reason}", None)
+    assert len(read.ratios("sizes/{round}/1000000/closed", "sizes/{round}/echo")) == 2
+    for number in (1, 3):
+        read.measurements[f"sizes/{number}/echo"]["at"] = "2026-12-01T10:00:00Z"
+    assert verdict(read, "at 400 req/s") == ("5.0 ms; does not count: the echo was not measured beside it", None)
+    text = page(read, tmp_path, [])
+    assert "The echo was not measured in these rounds" in text
+    assert "| 1,000,000 | – | – |" in text
+
+
+def test_the_goals_of_cpu_are_on_the_page(tmp_path: Path) -> None:
+    read = run(**{"contenders/*/vlm2rec/closed": {"cpu_ms": 0.68}, "contenders/*/echo/closed": {"good": 9000.0}})
+    assert verdict(read, "ms of CPU an answer") == ("0.68 ms", False)
+    file = tmp_path / "workers-100000.json"
+    medians = {f"{workers} workers": {"cpu_ms": ms} for workers, ms in ((1, 1.02), (2, 0.9), (4, 1.09))}
+    file.write_text(json.dumps({"items": 100_000, "neighbours": 50, "medians": {"echo": {"cpu_ms": 0.1}} | medians}))
+    said = "1: 1.02 ms, 2: 0.90 ms, 4: 1.09 ms, the largest 1.21 × the smallest (50 neighbours in each list) | **no** |"
+    assert said in page(read, tmp_path, [file])
+    assert "within 15 % of each other (goal) | not measured | – |" in page(read, tmp_path, [])

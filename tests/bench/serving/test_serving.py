@@ -10,7 +10,7 @@ from bench.measurements import Measurements
 from bench.serving.contenders import OURS
 from bench.serving.plan import SMOKE
 from bench.serving.running import RunningContender
-from bench.serving.serving import carry_out, missing, wanted
+from bench.serving.serving import carry_out, forget_unfinished, missing, wanted
 from bench.serving.stages import Task, Visit
 
 
@@ -37,6 +37,26 @@ def test_one_stage_is_measured_again_and_the_rest_stays(tmp_path: Path) -> None:
     assert wanted([overload, sizes], ["overload"]) == [overload]
     assert wanted([overload, sizes], []) == [overload, sizes]
     assert wanted([overload, sizes], ["sizes", "overload"]) == [overload, sizes]
+
+
+@pytest.mark.parametrize(("name", "value"), [("at", "2026-11-25T19:00:00Z"), ("commit", "0000000")])
+def test_an_unfinished_stage_of_another_day_or_commit_is_measured_anew(tmp_path: Path, name: str, value: str) -> None:
+    results = Measurements(tmp_path / "a.json", {}, fresh=True)
+    for key in ("sizes/1/closed", "overload/1/peak", "users/1/closed"):
+        results.put(key, {"good": 1.0}, took_s=1.0)
+    stages = {
+        "sizes": visit("sizes", "sizes/1/echo", "sizes/1/closed"),
+        "overload": visit("overload", "overload/1/peak"),
+        "users": visit("users", "users/1/echo", "users/1/closed"),
+    }
+    assert forget_unfinished(stages.values(), results) == []
+    for key in ("sizes/1/closed", "overload/1/peak"):
+        results[key][name] = value
+    assert forget_unfinished([stages["overload"], stages["users"]], results) == []
+    assert forget_unfinished(stages.values(), results) == ["sizes"]
+    assert "sizes/1/closed" not in results
+    assert "overload/1/peak" in results  # it is complete: all of it is of one run
+    assert "users/1/closed" in results
 
 
 class Started:

@@ -5,11 +5,13 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from service.errors import QueueFull
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
+from service.http.refusals import PreparedRefusal
 from service.http.request_context import CONTEXT, RequestContext
 from tests.support.shops import OpenClient, eventually
 from tests.support.sockets import GET, Client, Running, post, running
@@ -332,3 +334,21 @@ def test_above_half_of_the_bound_every_response_is_popular_items(open_client: Op
             assert [item["item_id"] for item in answer["items"]] == wanted
         assert client.post("/recommend", json=ASK).json()["degraded"] is None
         assert 'vlm2rec_degraded_total{reason="overload"} 3.0' in client.get("/metrics").text
+
+
+def test_the_time_to_refuse_is_counted_until_the_refusal_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = PreparedRefusal.to
+
+    def late(self: PreparedRefusal, *given: Any, **named: Any) -> bytes:
+        refusal = computed(self, *given, **named)
+        time.sleep(0.05)  # after Server-Timing was computed, before the write
+        return refusal
+
+    monkeypatch.setattr(PreparedRefusal, "to", late)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        filled(server, admission)
+        answer = server.open(GET).answer()
+        eventually(lambda: server.refused_s)
+        assert 1000.0 * server.refused_s[0] >= total_ms(answer[1]) + 50.0
+        server.released.set()

@@ -165,7 +165,7 @@ def test_every_rule_is_of_a_metric_that_exists() -> None:
 def test_a_file_that_grows_keeps_every_count(tmp_path: Path) -> None:
     worker = Worker(tmp_path, 1)
     for number in range(2500):  # far more labels than there are
-        worker.metrics.turned_away("GET")
+        worker.metrics.turned_away([("GET", 0.001)])
         worker.metrics.shed(f"reason {number}")
     assert (tmp_path / "counter_1.db").stat().st_size > 256 << 10
     shown = samples(worker.metrics.exposition())

@@ -106,7 +106,7 @@ def test_hidden_items_and_pins_reach_every_worker_within_a_second(start: Callabl
     service = start(
         *("--registry", str(shop.registry.root), "--embedded-redis", "--workers", "2"), VLM2REC_ADMIN_KEYS=ADMIN
     )
-    first, second, *_ = shop.ids
+    first, second, third, *_ = shop.ids
     shop.point(second)
     everywhere(lambda: answer(service)["bundle"] == second)  # each worker keeps the first one in memory
     clients = [http.client.HTTPConnection("127.0.0.1", service.port, timeout=60) for _ in range(2)]
@@ -138,8 +138,13 @@ def test_hidden_items_and_pins_reach_every_worker_within_a_second(start: Callabl
         took("PUT", path, {"available": True}, lambda body: items(body)[0] == best)
         pinned.append(took("POST", "/bundle/rollback", {"bundle": first}, lambda body: body["bundle"] == first))
         took("POST", "/bundle/reload", None, lambda body: body["bundle"] == second)
+    began = time.monotonic()
+    shop.point(third)
+    eventually(lambda: all(body["bundle"] == third for body in asked()))
+    swapped_s = time.monotonic() - began
     for client in clients:
         client.close()
+    assert swapped_s <= 15.0  # two polls, two loads of a small bundle one after the other, and a busy machine
     assert min(hidden) <= 1.0
     assert min(pinned) <= 1.0
 

@@ -1,0 +1,44 @@
+"""What the check of the GPU path accepts as the error of `serve --device cuda` on a machine without a GPU."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ERROR = "error: device 'cuda' cannot be used: CUDAExecutionProvider failed to start; check the driver\n"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
+    spec = importlib.util.spec_from_file_location("gpu_engines", ROOT / ".ci" / "gpu_engines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "catalogue-1000" / "registry").mkdir(parents=True)
+    return module
+
+
+def test_one_error_that_names_the_device_passes(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(script, "ran", lambda command, _limit_s: asked.append(command) or (1, f"{{}}\n{ERROR}"))
+    assert script.absence(tmp_path) == f"exit code 1, {ERROR.strip()}"
+    assert asked[0][-2:] == ["--device", "cuda"]
+    assert str(tmp_path / "catalogue-1000" / "registry") in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "output"),
+    [(0, ERROR), (1, ERROR * 2), (1, f"Traceback (most recent call last):\n{ERROR}"), (1, "error: no bundle\n")],
+)
+def test_anything_else_fails(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, output: str
+) -> None:
+    monkeypatch.setattr(script, "ran", lambda _command, _limit_s: (code, output))
+    with pytest.raises(AssertionError, match=f"exit code {code}"):
+        script.absence(tmp_path)
