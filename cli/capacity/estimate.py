@@ -9,14 +9,19 @@ import numpy as np
 from cli.capacity.coefficients import Coefficients, FigureBasis
 from cli.capacity.queueing import ServiceTimes, highest_rate
 from cli.errors import CapacityError
+from index.bundle.index_spec import IndexSpec
 from training.config.encoder_config import EncoderConfig
 
 GIB: Final = 2**30
-_MEASURED_ITEMS: Final = 1_000_000  # the largest catalogue of the benches
-_BASE_ITEMS: Final = 100_000  # that of search_ms
-_INDEX_DIM: Final = 192  # that of index_bytes
+_MEASURED_ITEMS: Final = 10_000_000  # the largest catalogue of the benches
+_MEASURED_EVENTS: Final = 1_000_000  # of fit_core_s
+_BASE_ITEMS: Final = 100_000  # those of search_ms
+_LISTS_ITEMS: Final = 10_000_000  # those of lists_search_ms and lists_build_core_s
+_INDEX_DIM: Final = 192  # that of the bytes of an index
+_WORKER_CORES: Final = 2  # on which `two_workers` was measured
 _OUTSIDE: Final = ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")
-_TIMES: Final = ("loop_ms", "search_ms", "search_growth", "alone", "contention", *_OUTSIDE)
+_TIMES: Final = ("loop_ms", "search_ms", "search_growth", "alone", "alone_growth", "contention", *_OUTSIDE)
+_LISTS_TIMES: Final = ("loop_ms", "lists_search_ms", "contention", *_OUTSIDE)
 _REMOTE_TIMES: Final = ("loop_ms", "encode_ms", "remote_search_ms", "alone", "contention", *_OUTSIDE)
 _MODEL: Final = ("vlm_parameters", "item_tokens", "gpu_flops", "gpu_use")
 
@@ -34,7 +39,8 @@ class Demand:
         dim: of the vectors, all slots together.
         lists: item-to-item lists.
         load: share of its highest rate that a replica is planned for.
-        cores: of a replica; its search threads are as many, at most four.
+        cores: of a replica; the search threads of its only worker are as many, at most four.
+        workers: processes of a replica; 0: one a core.
         replica_gib: most replica: memory; a catalogue beyond it is searched in Milvus.
         redis_gib: memory of a Redis node.
         milvus_gib: memory of a query node of Milvus.
@@ -50,14 +56,20 @@ class Demand:
     history: int = 10
     dim: int = 192
     lists: int = 3
-    load: float = 0.7
+    load: float = 0.3
     cores: int = 2
+    workers: int = 0
     replica_gib: float = 64.0
     redis_gib: float = 32.0
     milvus_gib: float = 128.0
     stream_events: int = 1_000_000
     steps: int = 3_000
     windows: int = 32
+
+    @property
+    def worker_count(self) -> int:
+        """Processes of a replica."""
+        return self.workers or self.cores
 
 
 @dataclass(frozen=True)
@@ -96,70 +108,118 @@ def estimate(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     ]
 
 
+def has_lists(demand: Demand) -> bool:
+    """Whether `index build` makes an index with lists; else it is a graph, or there is none for few items."""
+    return IndexSpec().choose(demand.items, demand.dim).kind == "ivf"
+
+
 def item_bytes(demand: Demand, coefficients: Coefficients) -> float:
     """Bytes of the bundle an item: vector, index, metadata, item-to-item lists."""
     of = coefficients.value
-    vectors = demand.dim * of("vector_bytes") + demand.dim / _INDEX_DIM * of("index_bytes")
+    index = of("lists_index_bytes" if has_lists(demand) else "index_bytes")
+    vectors = demand.dim * of("vector_bytes") + demand.dim / _INDEX_DIM * index
     lists = demand.lists * EncoderConfig().neighbours(demand.items) * of("list_entry_bytes")
     return vectors + of("metadata_bytes") + lists
 
 
 def in_milvus(demand: Demand, coefficients: Coefficients) -> bool:
     """Whether the bundle exceeds the replica: memory."""
-    whole = coefficients.value("process_bytes") + demand.items * item_bytes(demand, coefficients)
-    return whole > demand.replica_gib * GIB
+    mapped = demand.items * item_bytes(demand, coefficients)
+    return process_bytes(demand, coefficients) + mapped > demand.replica_gib * GIB
+
+
+def process_bytes(demand: Demand, coefficients: Coefficients) -> float:
+    """Bytes of all workers of a replica that are not mapped from files, which they share."""
+    of = coefficients.value
+    further = (demand.worker_count - 1) * of("worker_bytes")
+    return of("process_bytes") + further + demand.worker_count * demand.items * of("row_bytes")
 
 
 def service_times(demand: Demand, coefficients: Coefficients) -> ServiceTimes:
-    """The times of one replica at the size of the catalogue; with Milvus the search lies outside of the process."""
+    """The times of one process at the size of the catalogue; with Milvus the search lies outside of the process."""
     of = coefficients.value
     points = [0.0, *(of(name) for name in _OUTSIDE), 1.5 * of(_OUTSIDE[-1])]
     outside = np.interp(np.linspace(0, 1, 1_000), [0, 0.5, 0.9, 0.99, 1], points)
     if in_milvus(demand, coefficients):
         search_ms, outside = of("encode_ms"), outside + of("remote_search_ms")
+        alone_ms = search_ms * of("alone")
+    elif has_lists(demand):  # a batch shares nothing of a scan, so it gains nothing
+        search_ms = alone_ms = of("lists_search_ms") * demand.items / _LISTS_ITEMS
     else:
-        search_ms = of("search_ms") * (demand.items / _BASE_ITEMS) ** of("search_growth")
+        larger = demand.items / _BASE_ITEMS
+        search_ms = of("search_ms") * larger ** of("search_growth")
+        alone_ms = of("search_ms") * of("alone") * larger ** of("alone_growth")
+    cores = demand.cores if min(demand.worker_count, demand.cores) == 1 else _WORKER_CORES
     return ServiceTimes(
         loop_ms=of("loop_ms"),
         search_ms=search_ms,
-        alone_ms=search_ms * of("alone"),
+        alone_ms=alone_ms,
         outside_ms=outside.tolist(),
-        threads=min(demand.cores, 4),
-        cores=demand.cores,
+        threads=min(cores, 4),
+        cores=cores,
         contention=max(1.0, of("contention")),
     )
 
 
+def lone_request_ms(times: ServiceTimes) -> float:
+    """The median latency of requests to a process without any other load, in milliseconds."""
+    return times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 50))
+
+
+def workers_factor(demand: Demand, coefficients: Coefficients) -> float:
+    """The rate of all workers over that of one process on two cores; with one worker, on all of its cores.
+
+    Two workers on two cores were measured. As many more add as much each, up to one a core.
+    """
+    busy = min(demand.worker_count, demand.cores)
+    return 1.0 if busy == 1 else coefficients.value("two_workers") * busy / 2
+
+
 def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
-    times, remote = service_times(demand, coefficients), in_milvus(demand, coefficients)
-    least_ms = times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 99))
-    rate = demand.load * highest_rate(times, demand.p99_ms) if least_ms < demand.p99_ms else 0.0
+    rate = demand.load * _highest_rate(demand, coefficients)
     if rate < 1:
+        alone_ms = lone_request_ms(service_times(demand, coefficients))
         raise CapacityError(
             f"p99 cannot be {demand.p99_ms:g} ms with {demand.items:,} items: a single request takes about "
-            f"{least_ms:.1f} ms without any load; allow more, or search fewer items"
+            f"{alone_ms:.1f} ms without any load; allow more, search fewer items, or let Milvus search by a lower "
+            "--replica-gib"
         )
-    replicas = math.ceil(demand.rate / rate) + 1
-    of_item = ("vector_bytes", "index_bytes", "metadata_bytes", *(("list_entry_bytes",) if demand.lists else ()))
-    of_process = ("process_bytes", *(("metadata_bytes",) if remote else of_item))
-    of_rate = _REMOTE_TIMES if remote else _TIMES
-    kept = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
-    memory = (coefficients.value("process_bytes") + demand.items * kept) / GIB
+    replicas, remote = math.ceil(demand.rate / rate) + 1, in_milvus(demand, coefficients)
+    several = demand.worker_count > 1
+    of_index = "lists_index_bytes" if has_lists(demand) else "index_bytes"
+    of_item = ("vector_bytes", of_index, "metadata_bytes", *(("list_entry_bytes",) if demand.lists else ()))
+    of_process = ("process_bytes", *(("worker_bytes",) if several else ()), "row_bytes")
+    of_memory = (*of_process, *(("metadata_bytes",) if remote else of_item))
+    of_rate = _REMOTE_TIMES if remote else _LISTS_TIMES if has_lists(demand) else _TIMES
+    if min(demand.worker_count, demand.cores) > 1:
+        of_rate = (*of_rate, "two_workers")
+    mapped = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
+    memory = (process_bytes(demand, coefficients) + demand.items * mapped) / GIB
+    swap = memory + demand.items * (mapped + demand.worker_count * coefficients.value("row_bytes")) / GIB
     bundle = demand.items * item_bytes(demand, coefficients) / GIB
     was_measured = demand.items <= _MEASURED_ITEMS
-    size = coefficients.basis(of_process, simple=was_measured)
+    size = coefficients.basis(of_memory, simple=was_measured)
     speed = coefficients.basis(of_rate, simple=False)
-    both = tuple(dict.fromkeys((*of_process, *of_rate)))
+    both = tuple(dict.fromkeys((*of_memory, *of_rate)))
     whole, total = coefficients.basis(of_item, simple=was_measured), coefficients.basis(both, simple=False)
     return [
         Figure("bundle", bundle, "GiB", whole, "items × dimensions", of_item),
-        Figure("replica: memory", memory, "GiB", size, "items", of_process),
-        Figure("replica: memory in a swap", 2 * memory, "GiB", size, "items", of_process),
-        Figure("replica: rate", rate, "requests/s", speed, "p99, 1 ÷ items", of_rate),
+        Figure("replica: memory", memory, "GiB", size, "items, workers", of_memory),
+        Figure("replica: memory in a swap", swap, "GiB", size, "items, workers", of_memory),
+        Figure("replica: rate", rate, "requests/s", speed, "p99, workers, 1 ÷ items", of_rate),
         Figure("replicas, one spare", replicas, "", speed, "requests ÷ rate", of_rate),
         Figure("replicas: cores", replicas * demand.cores, "", speed, "replicas", of_rate),
         Figure("replicas: memory", replicas * memory, "GiB", total, "replicas × items", both),
     ]
+
+
+def _highest_rate(demand: Demand, coefficients: Coefficients) -> float:
+    """The highest rate of a replica within the bound; 0 where a request alone takes longer."""
+    times = service_times(demand, coefficients)
+    least_ms = times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 99))
+    if least_ms >= demand.p99_ms:
+        return 0.0
+    return workers_factor(demand, coefficients) * highest_rate(times, demand.p99_ms)
 
 
 def _redis(demand: Demand, coefficients: Coefficients) -> list[Figure]:
@@ -197,14 +257,25 @@ def _offline(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     training = demand.steps * demand.windows * of("training_items") * item_flops * of("training_passes") / reached
     trained = (*_MODEL, "training_items", "training_passes")
     events = demand.users * demand.history
-    build, fit = ("build_core_s",), ("fit_core_s",)
-    built, fitted = (
-        basis(names, simple=size <= _MEASURED_ITEMS) for names, size in ((build, demand.items), (fit, events))
-    )
-    build_h, fit_h = demand.items * of("build_core_s") / 3_600, events * of("fit_core_s") / 3_600
+    build, build_h = _build_hours(demand, coefficients)
+    built = basis(build, simple=demand.items <= _MEASURED_ITEMS)
+    fit, fit_h = ("fit_core_s",), events * of("fit_core_s") / 3_600
+    fitted = basis(fit, simple=events <= _MEASURED_EVENTS)
     return [
         Figure("embedding", embedding, "GPU hours", basis(_MODEL), "items × model", _MODEL),
         Figure("training", training, "GPU hours", basis(trained), "steps × model", trained),
         Figure("index build", build_h, "core hours", built, "items", build),
         Figure("encoder, an epoch", fit_h, "core hours", fitted, "interactions", fit),
     ]
+
+
+def _build_hours(demand: Demand, coefficients: Coefficients) -> tuple[tuple[str, ...], float]:
+    """The coefficients of an index build, and its core hours."""
+    of = coefficients.value
+    if not has_lists(demand):
+        return ("build_core_s",), demand.items * of("build_core_s") / 3_600
+    hours = demand.items * of("lists_build_core_s") / 3_600
+    if demand.items == _LISTS_ITEMS:
+        return ("lists_build_core_s",), hours
+    growth = of("lists_build_growth") - 1
+    return ("lists_build_core_s", "lists_build_growth"), hours * (demand.items / _LISTS_ITEMS) ** growth

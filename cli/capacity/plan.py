@@ -36,8 +36,11 @@ def plan(
     lists: Annotated[int, typer.Option(min=0, max=16, help="Item-to-item lists.")] = 3,
     load: Annotated[
         float, typer.Option(min=0.05, max=1, help="Share of its highest rate that a replica is planned for.")
-    ] = 0.7,
+    ] = 0.3,
     cores: Annotated[int, typer.Option(min=1, max=4, help="Cores of a replica.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Worker processes of a replica.", show_default="one a core")
+    ] = 0,
     replica_gib: Annotated[
         float, typer.Option(min=0.5, help="Most memory of a replica; a larger catalogue is searched in Milvus.")
     ] = 64.0,
@@ -68,6 +71,7 @@ def plan(
         lists=lists,
         load=load,
         cores=cores,
+        workers=workers,
         replica_gib=replica_gib,
         redis_gib=redis_gib,
         milvus_gib=milvus_gib,

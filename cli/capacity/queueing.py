@@ -172,7 +172,9 @@ def closed_loop(times: ServiceTimes, connections: int, requests: int, seed: int 
 
 def highest_rate(times: ServiceTimes, p99_ms: float, requests: int = 3_000) -> float:
     """The highest rate a second at which the 99th percentile of the latency is at most a bound; 0 if there is none."""
-    low, high = 0.0, 1_000 / times.loop_ms
+    # Loop and threads all search without a pause, at the shorter of the two times: no process answers more.
+    searching = 1_000 * (times.threads + 1) / min(times.search_ms, times.alone_ms)
+    low, high = 0.0, min(1_000 / times.loop_ms, searching)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if np.percentile(open_loop(times, middle, requests), 99) <= p99_ms:

@@ -113,7 +113,8 @@ def reindex(
         record, started = ReindexRecord(), time.monotonic()
 
         def work() -> None:
-            from cli.online.index import pinned_here, read_evaluation
+            from cli.online.bundles_in_use import named_here
+            from cli.online.index import read_evaluation
             from training.data.dataset import load_dataset
             from training.nightly.reindex import ReindexJob
             from training.nightly.volume_bounds import VolumeBounds
@@ -128,7 +129,7 @@ def reindex(
             spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads, fresh_share)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
-            spare = frozenset() if keep is None else pinned_here()
+            spare = frozenset() if keep is None else named_here()
             shards = None
             if engine == "ray":
                 shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.offline.threads import ThreadsOption
 from cli.online.bundle_tables import check_table, show_bundle, show_bundles
+from cli.online.bundles_in_use import RedisOption, SpareOption, named_here, named_in_redis
 from cli.online.index_options import (
     BoundOption,
     BoundsOption,
@@ -137,9 +137,13 @@ def push(
     min_recall: RecallOption = 0.95,
     sample: SampleOption = 200,
     keep: KeepOption = 2,
+    redis: RedisOption = None,
+    spare: SpareOption = None,
 ) -> None:
     """Put a bundle into Milvus, check it, measure its recall, and let it serve; goes on where it was interrupted."""
-    push_bundle(bundle, registry, milvus, token_file, min_recall, sample, keep, _progress)
+    push_bundle(
+        bundle, registry, milvus, token_file, min_recall, sample, keep, _progress, redis=redis, spare=spare or ()
+    )
 
 
 @app.command()
@@ -193,24 +197,17 @@ def _loaders(bundle: Path | None, registry: str | None) -> dict[str, Callable[[]
 def prune(
     registry: RegistryOption,
     keep: Annotated[int, typer.Option(help="Number of newest bundles to keep.")] = 5,
-    spare: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A bundle to keep as well; may be given several times.")
-    ] = None,
+    spare: SpareOption = None,
+    redis: RedisOption = None,
 ) -> None:
     """Delete old bundles, in order of publication.
 
-    The current bundle, the target of a rollback, and bundles that a service on this machine has pinned are kept.
+    The current bundle, the target of a rollback, and bundles that a service on this machine, or of the given Redis, has
+    pinned or runs an experiment with are kept.
     """
-    gone = published_at(registry).prune(keep, spare={*(spare or ()), *pinned_here()})
+    named = named_here() | named_in_redis(redis)
+    gone = published_at(registry).prune(keep, spare={*(spare or ()), *named})
     _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
-
-
-def pinned_here() -> frozenset[str]:
-    """Ids of the bundles that services on this machine have pinned, from their local files."""
-    from service.bundles.operator_state import pinned_bundles
-
-    file = os.environ.get("VLM2REC_DIRECTIVES_FILE")
-    return pinned_bundles(*([Path(file)] if file else []))
 
 
 def _publish(bundle: Path, registry: str, *, force: bool) -> None:

@@ -1,6 +1,6 @@
 """Puts a bundle into Milvus (`vlm2rec index push`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.online.bundles_in_use import named_here, named_in_redis, published_in
 from cli.online.published import published_at
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ _CALL_S = 60.0
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-BundleArgument = Annotated[str | None, typer.Argument(help="A bundle's directory; with --registry, an id.")]
+BundleArgument = Annotated[
+    str | None, typer.Argument(help="A bundle's directory; with --registry, an id, or a path with a slash.")
+]
 MilvusOption = Annotated[
     str,
     typer.Option(
@@ -29,7 +32,12 @@ MilvusOption = Annotated[
     ),
 ]
 PublishedOption = Annotated[
-    str | None, typer.Option("--registry", help="Push one published here, the current one if no id is given.")
+    str | None,
+    typer.Option(
+        "--registry",
+        help="Push one published here, the current one if no bundle is given. Older collections are deleted only with "
+        "it; those of its current bundle and of the one before are kept.",
+    ),
 ]
 TokenFileOption = Annotated[
     Path | None,
@@ -40,7 +48,9 @@ TokenFileOption = Annotated[
 ]
 RecallOption = Annotated[float, typer.Option(min=0, max=1, help="Lowest recall@20 against exact search.")]
 SampleOption = Annotated[int, typer.Option(min=1, help="Queries that recall is measured with.")]
-KeepOption = Annotated[int, typer.Option(min=1, help="Checked collections to keep, the new one included.")]
+KeepOption = Annotated[
+    int, typer.Option(min=1, help="Checked collections to keep, the new one included; those in use come on top.")
+]
 
 
 def push_bundle(
@@ -52,12 +62,16 @@ def push_bundle(
     sample: int,
     keep: int,
     progress: ShowProgress,
+    *,
+    redis: str | None = None,
+    spare: Collection[str] = (),
 ) -> None:
     """Push a bundle and print what was done.
 
     Raises:
         BundleInvalid, BundleNotFound: the bundle cannot be pushed.
-        SettingsError: the address or the token breaks a rule.
+        RegistryError, OperatorStateUnavailable: it cannot be read which bundles are in use.
+        SettingsError: an address or the token breaks a rule.
         PushRefused: what Milvus holds must not serve.
         RetrieverUnavailable: Milvus does not answer.
     """
@@ -65,13 +79,22 @@ def push_bundle(
     from service.retrieval.milvus.client import MilvusClient
     from service.retrieval.milvus.push import PushOptions, push
 
+    def in_use() -> frozenset[str] | None:
+        published = None if registry is None else published_in(published_at(registry))
+        named = named_here() | named_in_redis(redis) | frozenset(spare)
+        return None if published is None else published | named
+
     address = milvus_address(milvus, token_file)
+    in_use()  # an error ends the command before a push of hours, and not after it
     client = MilvusClient(address, _CALL_S)
     try:
         with progress() as report:
             report("verify", 0.0)
-            loaded = Bundle.load(bundle_directory(bundle, registry), verify="full")
-            _show(push(loaded, client, PushOptions(min_recall=min_recall, sample=sample, keep=keep), report))
+            is_path = bundle is not None and Path(bundle).name != bundle
+            loaded = Bundle.load(bundle_directory(bundle, None if is_path else registry), verify="full")
+            options = PushOptions(min_recall=min_recall, sample=sample, keep=keep)
+            done = push(loaded, client, options, report, in_use)
+        _show(done, known=registry is not None)
     finally:
         client.close()
 
@@ -118,7 +141,8 @@ def milvus_address(url: str, token_file: Path | None) -> "MilvusAddress":
     return MilvusAddress(parsed.uri, parsed.database, token)
 
 
-def _show(done: "Pushed") -> None:
+def _show(done: "Pushed", *, known: bool) -> None:
+    """Print what a push did; ``known``: whether a registry said which bundles are in use."""
     record = done.record
     _out.print(
         f"pushed: {record.bundle}, {record.rows} items, {done.written} written; recall@20 {record.recall:.4f}, "
@@ -127,5 +151,8 @@ def _show(done: "Pushed") -> None:
     )
     for bundle_id in done.dropped:
         _out.print(f"deleted: {bundle_id}", markup=False)
+    for bundle_id in done.spared:
+        why = "it may serve" if known else "it may serve; name the registry with --registry to delete what does not"
+        _out.print(f"not deleted: {bundle_id}, {why}", markup=False)
     for name in done.unchecked:
         _err.print(f"not checked: {name}; push its bundle again, or drop it in Milvus", markup=False)

@@ -7,6 +7,7 @@ bundle that was rolled back is served again by accident.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,19 @@ class OperatorStateCopy:
     pin: str | None = None
     hidden: Collection[str] = ()
     experiment: str | None = None
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The id of the pinned bundle, if there is one."""
+        return frozenset(() if self.pin is None else (self.pin,))
+
+    def in_experiment(self) -> frozenset[str]:
+        """Ids of the bundles that the arms of the experiment name.
+
+        Raises:
+            ValueError: another version wrote the experiment.
+        """
+        return frozenset() if self.experiment is None else Experiment.from_json(self.experiment).bundles
 
     def save(self, path: Path) -> None:
         """Write the file in one step; the directory is made.
@@ -287,16 +301,35 @@ class OperatorState:
             return OperatorStateCopy()
 
 
-def pinned_bundles(*files: Path) -> frozenset[str]:
-    """Ids of the bundles that services on this machine have pinned, of any registry, read from their local files.
+def named_bundles(*files: Path) -> frozenset[str]:
+    """Ids of the bundles that services on this machine have pinned or run an experiment with, from their local files.
 
     Args:
         files: local files outside of the usual directory; one that cannot be read is passed over.
+
+    Returns:
+        Ids of bundles of any registry.
     """
-    pins = set()
+    found: set[str] = set()
     for path in (*state_directory().glob("directives-*.json"), *files):
-        try:
-            pins.add(OperatorStateCopy.load(path).pin)
-        except (OSError, ValueError):
-            continue
-    return frozenset(pin for pin in pins if pin is not None)
+        with contextlib.suppress(OSError, ValueError):
+            copy = OperatorStateCopy.load(path)
+            found |= copy.pinned
+            found |= copy.in_experiment()
+    return frozenset(found)
+
+
+async def stored_bundles(store: OperatorStateStore) -> frozenset[str]:
+    """Ids of the bundles that all replicas of a store have pinned or run an experiment with.
+
+    Raises:
+        OperatorStateUnavailable: the store does not answer, or another version wrote the experiment.
+    """
+    changes = await store.changes(_NOTHING)
+    copy = OperatorStateCopy(changes.edition, changes.pin, experiment=changes.experiment)
+    try:
+        return copy.pinned | copy.in_experiment()
+    except ValueError as error:
+        raise OperatorStateUnavailable(
+            f"the stored experiment cannot be read ({error}); use the version that started it, or end it"
+        ) from error

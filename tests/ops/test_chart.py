@@ -148,10 +148,12 @@ def test_a_job_gets_the_settings_of_the_store_and_of_redis_that_the_service_has(
     for name in ("reindex", "retrain", "milvus-push"):
         assert jobs[name]["VLM2REC_REGISTRY_CACHE_MB"] == "40000", name
     assert jobs["milvus-push"]["VLM2REC_RETRIEVER"] == "milvus+http://milvus:19531/shop"
-    assert {name: jobs["events-export"][name] for name in settings if "REDIS" in name} == {
-        "VLM2REC_REDIS_PREFIX": "shop",
-        "VLM2REC_REDIS_TIMEOUT_MS": "900",
-    }
+    for name in ("events-export", "milvus-push"):  # a push spares what is pinned in Redis
+        assert jobs[name]["VLM2REC_REDIS_URL_FILE"] == "/run/vlm2rec/redis/url"
+        assert {key: jobs[name][key] for key in settings if "REDIS" in key} == {
+            "VLM2REC_REDIS_PREFIX": "shop",
+            "VLM2REC_REDIS_TIMEOUT_MS": "900",
+        }
 
 
 def test_a_push_to_milvus_has_a_token_of_its_own_where_one_is_named() -> None:

@@ -3,11 +3,12 @@
 A push that was interrupted goes on: a row is written only if its digest in the collection is another one. What is
 written is checked before anything changes for a service: the number of rows, the digest of each, the vectors of the
 rows that a sample of queries finds, and the recall of these queries against exact search. The queries warm the
-collection as well. Then the record is written, the alias is moved, and older collections are deleted.
+collection as well. Then the record is written, the alias is moved, and older collections that no service needs are
+deleted.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from json import dumps
@@ -30,6 +31,8 @@ _MOST_BATCH: Final = 4096
 _POLL_S: Final = 0.5
 
 Progress = Callable[[str, float], None]
+InUse = Callable[[], Collection[str] | None]
+"""Asks for the ids of the bundles that services may answer from or go back to; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class PushOptions:
     Attributes:
         min_recall: the lowest recall@20 of plain queries, 0 … 1.
         sample: number of queries that recall is measured with, at least 1.
-        keep: number of checked collections to keep, the new one included, at least 1.
+        keep: number of checked collections to keep, the new one included, at least 1; those in use come on top.
         wait_s: most seconds until indexes are built and the collection is loaded.
     """
 
@@ -57,17 +60,24 @@ class Pushed:
         record: of the collection that may serve now.
         written: rows that were written; the others were there already.
         dropped: ids of the bundles whose collections were deleted.
+        spared: ids of the bundles whose collections are beyond ``keep`` and were not deleted: they are in use, or it is
+            not known which are.
         unchecked: other collections without a record: of a push that was interrupted or is going on.
     """
 
     record: CollectionRecord
     written: int
     dropped: tuple[str, ...]
+    spared: tuple[str, ...]
     unchecked: tuple[str, ...]
 
 
 def push(
-    bundle: Bundle, client: MilvusClient, options: PushOptions, progress: Progress = lambda _stage, _share: None
+    bundle: Bundle,
+    client: MilvusClient,
+    options: PushOptions,
+    progress: Progress = lambda _stage, _share: None,
+    in_use: InUse = lambda: None,
 ) -> Pushed:
     """Push a bundle.
 
@@ -76,6 +86,8 @@ def push(
         client: calls Milvus.
         options: bounds and sizes.
         progress: called with the stage and the share of it that is done.
+        in_use: called when the collection may serve, before others are deleted. Where it returns None, none is deleted:
+            a bundle that was pushed long ago may be the one that serves.
 
     Raises:
         PushRefused: what Milvus holds is not what was written, or the recall is below the bound. Nothing has changed
@@ -103,7 +115,7 @@ def push(
     record = replace(record, pushed=time.time())
     client.keep_record(record)
     client.make_current(name)
-    return Pushed(record, written, *_tidied(client, bundle.id, options.keep))
+    return Pushed(record, written, *_tidied(client, bundle.id, options.keep, in_use))
 
 
 class BundleRows:
@@ -228,12 +240,17 @@ def _record(bundle: Bundle, rows: BundleRows, measured: MeasuredRecall) -> Colle
     )
 
 
-def _tidied(client: MilvusClient, newest: str, keep: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Delete the oldest checked collections; ids of their bundles, and the collections without a record."""
+def _tidied(
+    client: MilvusClient, newest: str, keep: int, in_use: InUse
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Delete the oldest checked collections; see `Pushed` for what is returned."""
     others = [record.bundle for record in client.records() if record.bundle != newest]
-    dropped = others[keep - 1 :]
+    older = others[keep - 1 :]
+    needed = in_use() if older else ()
+    spared = tuple(bundle_id for bundle_id in older if needed is None or bundle_id in needed)
+    dropped = tuple(bundle_id for bundle_id in older if bundle_id not in spared)
     for bundle_id in dropped:
         client.drop_record(bundle_id)
         client.drop(collection_of(bundle_id))
     known = {collection_of(bundle_id) for bundle_id in (newest, *others)}
-    return tuple(dropped), tuple(name for name in client.collections() if name not in known)
+    return dropped, spared, tuple(name for name in client.collections() if name not in known)

@@ -66,6 +66,11 @@ def test_the_highest_rate_keeps_to_the_bound_and_falls_with_it() -> None:
     assert highest_rate(slow, 1.0, 300) == 0  # less than one request takes
 
 
+def test_searches_of_seconds_have_a_highest_rate_too() -> None:
+    slow = replace(TIMES, search_ms=2_000.0, alone_ms=2_000.0, threads=2)
+    assert 0.3 < highest_rate(slow, 10_000.0, 600) < 1.5  # two threads answer one a second, the loop half a one
+
+
 def test_the_same_seed_gives_the_same_latencies() -> None:
     first, again = (open_loop(TIMES, 500, 300, seed=4) for _ in range(2))
     assert np.array_equal(first, again)

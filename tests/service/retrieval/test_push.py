@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cli.online.index import app as index_commands
 from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
 from index.items.item_table import ItemTable
 from service.errors import PushRefused, RetrieverUnavailable, SettingsError
 from service.retrieval.milvus import push as pushing
@@ -60,7 +61,7 @@ def test_a_push_writes_every_row_and_records_it(client: MilvusClient, many: Bund
     pushed = push(many, client, PushOptions(), lambda *stage: stages.append(stage))
     name = collection_of(many.id)
     assert (pushed.written, pushed.record.rows, client.count(name)) == (1499, 1499, 1499)
-    assert (pushed.dropped, pushed.unchecked) == ((), ())
+    assert (pushed.dropped, pushed.spared, pushed.unchecked) == ((), (), ())
     assert pushed.record.recall >= 0.95
     assert client.record(many.id) == pushed.record
     assert (client.is_loaded(name), current(client)) == (True, name)
@@ -175,20 +176,30 @@ def test_a_recall_below_the_bound_is_refused_and_the_former_collection_stays(
     assert 0.3 <= lower.record.recall < 0.95
 
 
-def test_older_collections_are_deleted(client: MilvusClient, day_bundles: list[Path]) -> None:
+def test_older_collections_that_nothing_uses_are_deleted(client: MilvusClient, day_bundles: list[Path]) -> None:
     bundles = [Bundle.load(path) for path in day_bundles]
+    first, second, third, fourth = (bundle.id for bundle in bundles)
     client.create("vlm2rec_interrupted", 12, [])
-    pushed: list[Pushed] = [push(bundle, client, PushOptions()) for bundle in bundles[:3]]
-    assert [one.dropped for one in pushed] == [(), (), (bundles[0].id,)]
-    assert pushed[-1].unchecked == ("vlm2rec_interrupted",)
-    assert client.record(bundles[0].id) is None
-    names = {collection_of(bundle.id) for bundle in bundles[1:3]} | {"vlm2rec_interrupted"}
-    assert set(client.collections()) == names
-    back = push(bundles[1], client, PushOptions())
-    assert (back.written, back.dropped, current(client)) == (0, (), collection_of(bundles[1].id))
+
+    def pushed(bundle: Bundle, *in_use: str, keep: int = 2) -> Pushed:
+        return push(bundle, client, PushOptions(keep=keep), in_use=lambda: in_use)
+
+    assert [pushed(bundle).dropped for bundle in bundles[:2]] == [(), ()]
+    unknown = push(bundles[2], client, PushOptions())
+    assert (unknown.dropped, unknown.spared) == ((), (first,))
+    serving = pushed(bundles[2], first)  # the second was refused by the gate, so the first one still serves
+    assert (serving.dropped, serving.spared) == ((), (first,))
+    assert client.record(first) is not None
+    later = pushed(bundles[2], second)
+    assert (later.dropped, later.spared, later.unchecked) == ((first,), (), ("vlm2rec_interrupted",))
+    assert client.record(first) is None
+    assert set(client.collections()) == {collection_of(second), collection_of(third), "vlm2rec_interrupted"}
+    back = pushed(bundles[1])
+    assert (back.written, back.dropped, current(client)) == (0, (), collection_of(second))
     # The one that was pushed last stays, also where it is older than another.
-    assert push(bundles[3], client, PushOptions()).dropped == (bundles[2].id,)
-    assert push(bundles[3], client, PushOptions(keep=1)).dropped == (bundles[1].id,)
+    assert pushed(bundles[3]).dropped == (third,)
+    assert pushed(bundles[3], keep=1).dropped == (second,)
+    assert current(client) == collection_of(fourth)
 
 
 def test_a_collection_of_another_form_is_made_again(client: MilvusClient, few: Bundle) -> None:
@@ -219,8 +230,16 @@ def test_the_command(server: MilvusServer, client: MilvusClient, day_bundles: li
     second = run(index_commands, ["push", "--registry", str(small_registry)], env={"VLM2REC_RETRIEVER": server.address})
     assert second.exit_code == 0, second.output
     assert len(client.records()) == 2
-    third = run(index_commands, ["push", "--milvus", server.address, "--keep", "1", str(day_bundles[1])])
-    assert third.stdout.count("deleted: ") == 2
+    again = ["push", "--milvus", server.address, "--keep", "1", str(day_bundles[1])]
+    alone = run(index_commands, again)
+    assert alone.stdout.count("it may serve; name the registry with --registry to delete what does not") == 2
+    assert len(client.records()) == 3
+    spared = run(index_commands, [*again, "--registry", str(small_registry), "--spare", day_bundles[0].name])
+    assert spared.stdout.count("not deleted: ") == 2
+    named = run(index_commands, [*again, "--registry", str(small_registry)])
+    assert f"\ndeleted: {day_bundles[0].name}\n" in named.stdout
+    assert f"not deleted: {Registry(small_registry).current()}, it may serve\n" in named.stdout
+    assert len(client.records()) == 2
     refused = run(index_commands, ["push", "--milvus", "milvus+http://root:secret@host", str(day_bundles[0])])
     assert isinstance(refused.exception, SettingsError)
     assert "milvus+https://host:port" in str(refused.exception)

@@ -117,16 +117,17 @@ spec:
               image: "{{ .image.repository }}:{{ .image.tag }}"
               imagePullPolicy: {{ $root.Values.image.pullPolicy }}
               args: {{- toYaml .command | nindent 16 }}
+              {{- $env := list }}
               {{- if .redis }}
-              env:
-                - {name: VLM2REC_REDIS_URL_FILE, value: /run/vlm2rec/redis/url}
-                {{- range $variable, $value := $root.Values.service.settings }}
-                {{- if hasPrefix "VLM2REC_REDIS_" $variable }}
-                - {name: {{ $variable }}, value: {{ $value | quote }}}
-                {{- end }}
-                {{- end }}
-              {{- else if .registry }}
-              {{- $env := list (include "vlm2rec.registryEnv" $root) }}
+              {{- $env = append $env "\n- {name: VLM2REC_REDIS_URL_FILE, value: /run/vlm2rec/redis/url}" }}
+              {{- range $variable, $value := $root.Values.service.settings }}
+              {{- if hasPrefix "VLM2REC_REDIS_" $variable }}
+              {{- $env = append $env (printf "\n- {name: %s, value: %s}" $variable (quote $value)) }}
+              {{- end }}
+              {{- end }}
+              {{- end }}
+              {{- if .registry }}
+              {{- $env = append $env (printf "\n%s" (include "vlm2rec.registryEnv" $root)) }}
               {{- if eq $root.Values.registry.kind "s3" }}
               {{- with $root.Values.service.settings.VLM2REC_REGISTRY_CACHE_MB }}
               {{- $env = append $env (printf "\n- {name: VLM2REC_REGISTRY_CACHE_MB, value: %s}" (quote .)) }}
@@ -135,9 +136,9 @@ spec:
               {{- if hasKey . "token" }}
               {{- $env = append $env (include "vlm2rec.retrieverEnv" (list $root .token)) }}
               {{- end }}
-              {{- with join "" $env }}
-              env: {{- trim . | nindent 16 }}
               {{- end }}
+              {{- with trim (join "" $env) }}
+              env: {{- . | nindent 16 }}
               {{- end }}
               resources: {{- toYaml .job.resources | nindent 16 }}
               securityContext:
