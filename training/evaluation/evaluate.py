@@ -29,6 +29,8 @@ from training.ranking.table import (
     CO_OCCURRENCE,
     COLD_ITEMS,
     FRESH_USERS,
+    ITEM_MEAN,
+    ITEM_MEAN_UNIT,
     NEGATIVES,
     POPULARITY,
     TEST,
@@ -103,8 +105,8 @@ def rankers(
         alike = TfidfNeighbours(texts, run.encoder.max_history)
         systems[TFIDF] = (alike, alike.findable)
     systems |= baselines or {}
-    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
-    systems["item-mean, unit slots"] = (
+    systems[ITEM_MEAN] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
+    systems[ITEM_MEAN_UNIT] = (
         ItemMean(unit_slots(layout, vectors), run.encoder.max_history),
         encoder.findable,
     )

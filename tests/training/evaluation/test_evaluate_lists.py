@@ -185,3 +185,16 @@ def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Pa
     assert "without words" in result.output
     assert "note: test:" in result.output
     assert json.loads((run / "evaluation" / "test.json").read_text())["lists"] == {"words": 100.0}
+@pytest.mark.parametrize("other", ["item-mean", "item-mean,_unit_slots"])
+def test_what_is_served_is_compared_with_the_means_of_its_own_slots(other: str) -> None:
+    (line,) = shortfalls(made_table(popularity=[9.0], served_encoder=[2.0], **{other: [1.0]}))
+    assert line.startswith(f"test: served encoder ranks below {other.replace('_', ' ')}, NDCG@10 0.5000 against 0.6309")
+
+
+def test_what_is_served_is_compared_with_rows_of_other_runs_and_with_none_of_its_own() -> None:
+    rows = {"popularity": [9.0], "served_encoder": [2.0], "encoder_alone": [1.0], "SASRec": [0.0], "BM25": [5.0]}
+    assert shortfalls(made_table(**rows)) == []
+    (line,) = shortfalls(replace(made_table(**rows), added=("SASRec", "BM25")))
+    assert line.startswith("test: served encoder ranks below SASRec, NDCG@10 0.5000 against 1.0000")
+
+
