@@ -136,7 +136,8 @@ def _slot_systems(
     others = tuple(slot for slot in layout.slots if slot.name != BEHAVIOUR)
     if others and len(others) < len(layout.slots):
         weights = layout.weights({BEHAVIOUR: 0.0})
-        weighed = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history, weights)
+        scales = layout.weight_scales(layout.present(vectors), {BEHAVIOUR: 0.0})
+        weighed = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history, weights, scales)
         systems[NO_BEHAVIOUR] = (with_lists(weighed, lists.for_layout(SlotLayout(others))), findable)
     return systems
 

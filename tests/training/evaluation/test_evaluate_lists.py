@@ -95,7 +95,23 @@ def test_behaviour_weight_0_is_what_a_request_with_that_weight_gets(weigh: Weigh
     words = rankers(weigh(words=0.2), split)[SERVED][0].scores([history])[0]
     words -= rankers(weigh(), split)[SERVED][0].scores([history])[0]
     assert findable.all()
-    np.testing.assert_allclose(ranker.scores([history])[0], vectors @ query + words, atol=1e-5)
+    pictures = vectors[:, fitted.table.layout.slice("image")].any(axis=1)
+    assert not pictures.all()
+    scales = np.where(pictures, 1, np.sqrt(4 / 3))  # two slots and one of them counts, in place of three and two
+    np.testing.assert_allclose(ranker.scores([history])[0], vectors @ query * scales + words, atol=1e-5)
+
+
+def test_behaviour_weight_0_ranks_items_with_and_without_behaviour_alike(weigh: Weigh, ring_dataset: Dataset) -> None:
+    fitted = weigh()
+    layout, vectors = fitted.table.layout, fitted.table.vectors.astype(np.float32)
+    blocks = {name: vectors[:, layout.slice(name)].copy() for name in layout.names}
+    for name, block in blocks.items():
+        block[3] = 0 if name == "behaviour" else block[5]
+    lacking = replace(fitted, table=replace(fitted.table, vectors=layout.stack(blocks), missing=None))
+    ranker, _ = rankers(lacking, fitted.split(ring_dataset))["behaviour weight 0"]
+    scores = ranker.scores([np.array([4, 2, 7])])[0]
+    assert scores[3] == pytest.approx(scores[5], abs=1e-6)
+    assert scores[5] != 0
 
 
 def test_without_weights_there_are_no_such_rows(weigh: Weigh, ring_dataset: Dataset) -> None:
@@ -174,17 +190,6 @@ def test_a_row_below_its_baseline_is_named() -> None:
     ]
 
 
-def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(ring_run[0], tmp_path / "run"))
-    lists = ItemLists.load(run / "encoder" / "lists", 12)
-    lists.weighed(ListWeights(lists.weights.recency, {"words": 100.0})).save(tmp_path / "lists")
-    shutil.rmtree(run / "encoder" / "lists")
-    (tmp_path / "lists").rename(run / "encoder" / "lists")
-    result = CliRunner().invoke(app, ["evaluate", str(ring_directory), "--run", str(run)])
-    assert result.exit_code == 0, result.output
-    assert "without words" in result.output
-    assert "note: test:" in result.output
-    assert json.loads((run / "evaluation" / "test.json").read_text())["lists"] == {"words": 100.0}
 @pytest.mark.parametrize("other", ["item-mean", "item-mean,_unit_slots"])
 def test_what_is_served_is_compared_with_the_means_of_its_own_slots(other: str) -> None:
     (line,) = shortfalls(made_table(popularity=[9.0], served_encoder=[2.0], **{other: [1.0]}))
@@ -198,3 +203,14 @@ def test_what_is_served_is_compared_with_rows_of_other_runs_and_with_none_of_its
     assert line.startswith("test: served encoder ranks below SASRec, NDCG@10 0.5000 against 1.0000")
 
 
+def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(ring_run[0], tmp_path / "run"))
+    lists = ItemLists.load(run / "encoder" / "lists", 12)
+    lists.weighed(ListWeights(lists.weights.recency, {"words": 100.0})).save(tmp_path / "lists")
+    shutil.rmtree(run / "encoder" / "lists")
+    (tmp_path / "lists").rename(run / "encoder" / "lists")
+    result = CliRunner().invoke(app, ["evaluate", str(ring_directory), "--run", str(run)])
+    assert result.exit_code == 0, result.output
+    assert "without words" in result.output
+    assert "note: test:" in result.output
+    assert json.loads((run / "evaluation" / "test.json").read_text())["lists"] == {"words": 100.0}
