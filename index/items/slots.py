@@ -100,6 +100,26 @@ class SlotLayout:
             weights[self.slice(name)] = weight
         return weights
 
+    def weight_scales(self, present: NDArray[np.bool_], by_slot: Mapping[str, float]) -> NDArray[np.float32]:
+        """Factors with which slot weights rank items as if a slot of weight 0 did not exist.
+
+        A stored vector is divided by √(slots present). So in weighed slots an item that lacks a slot of weight 0 would
+        score more than one that has it. With these factors a slot counts in that number with its weight, at most 1.
+
+        Args:
+            present: (n, slots) bool, columns in the order of ``names``.
+            by_slot: weight per slot name, at least 0; any other slot has weight 1.
+
+        Returns:
+            (n,) float32, to multiply inner products with a weighed query by: 1 for an item with every slot, and for all
+            items if no weight is below 1.
+        """
+        counted = np.array([min(by_slot.get(name, 1.0), 1.0) for name in self.names])
+        slots, weighed = present.sum(axis=1), present @ counted
+        whole = len(counted) / counted.sum() if counted.any() else 1.0
+        ratios = np.divide(slots, weighed, out=np.full(len(present), whole), where=weighed > 0)
+        return np.asarray(np.sqrt(ratios / whole), dtype=np.float32)
+
     def present(self, vectors: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which slots of each vector are present, that is, not all zero.
 

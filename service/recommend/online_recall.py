@@ -49,7 +49,7 @@ class SampledAnswer:
 
     Attributes:
         bundle: the bundle that gave it.
-        searches: the first search of the engine, and that for new items if there was one, with their results.
+        searches: the first searches of the engine, and those for new items if there were any, with their results.
         rows: (≤ k,) int64 recommended rows.
         filtered: whether the request had a filter.
         plain: whether every slot weighed 1.

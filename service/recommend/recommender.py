@@ -23,6 +23,7 @@ from service.recommend.new_items import NewItems
 from service.recommend.query import Degraded, Query, Recommendations, Strategy
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.resolved_query import ResolvedQuery
+from service.recommend.slot_scales import SlotScales, best_of_groups, weighs_below_one
 from service.recommend.stored_history import StoredHistory, weighed
 from service.request_trace import Stopwatch
 from service.stores.protocols import HistoryEntry, HistoryReader
@@ -41,8 +42,9 @@ class Recommender:
         engine: encodes and searches.
         hidden: items that are never recommended; one in a history still shapes the query.
         recent: receives every stored history that a request used.
-        observe: called with every answer that the engine found and with its first search, and that for new items if
-            there was one; in the event loop, so it must be quick.
+        observe: called with every answer that the engine found and with its first searches: one, or one for each group
+            of items that slot weights scale alike, and those for new items if there were any; in the event loop, so it
+            must be quick.
         event_types: tells what the types of events mean for answers from a bundle.
     """
 
@@ -62,6 +64,7 @@ class Recommender:
         self._event_types = event_types
         self._observe = observe
         self._new_items = NewItems()
+        self._slot_scales = SlotScales()
         self._generation: int | None = None
 
     def with_histories(self, histories: HistoryReader) -> "Recommender":
@@ -184,31 +187,49 @@ class Recommender:
         return answer
 
     async def _search(self, resolved: ResolvedQuery, job: SearchJob) -> tuple[list[Search], SearchResult]:
-        """The first search, with that for new items if there was one, and the candidates.
+        """The first searches, with those for new items if there were any, and the candidates.
 
         Each pool has a search of its own. A wider pool keeps the candidates of the pool before in their order, even if
         the wider search ranks them otherwise, so that the candidates of a position are the same for every page.
         """
-        first = found = await self._engine.search(resolved.bundle, job)
-        searches, fresh = [(job, found)], await self._fresh(resolved, job, found, resolved.pools[0])
-        searches += [] if fresh is None else [fresh]
-        candidates = resolved.pooled(found, resolved.pools[0], fresh=None if fresh is None else fresh[1])
+        searches, first = await self._found(resolved, job)
+        found = first
+        fresh_searches, fresh = await self._fresh(resolved, job, found, resolved.pools[0])
+        searches += fresh_searches
+        candidates = resolved.pooled(found, resolved.pools[0], fresh=fresh)
         for pool in resolved.pools[1:]:
             if found.rows.shape[0] < job.k:
                 break  # there are no more
             job = replace(job, history=None, query=lambda *_: first.query, k=pool + resolved.excluded_count, rows=None)
-            found = await self._engine.search(resolved.bundle, job)
-            fresh = await self._fresh(resolved, job, found, pool)
-            candidates = resolved.pooled(found, pool, candidates, None if fresh is None else fresh[1])
+            _, found = await self._found(resolved, job)
+            _, fresh = await self._fresh(resolved, job, found, pool)
+            candidates = resolved.pooled(found, pool, candidates, fresh)
         return searches, candidates
 
-    async def _fresh(self, resolved: ResolvedQuery, job: SearchJob, found: SearchResult, pool: int) -> Search | None:
-        """The search for the new items that a pool lacks, with its result; None if it lacks none."""
+    async def _found(self, resolved: ResolvedQuery, job: SearchJob) -> tuple[list[Search], SearchResult]:
+        """The searches of a job, one for each group of items that the slot weights scale alike, and the best of all."""
+        bundle, weights = resolved.bundle, resolved.query.slot_weights
+        if weights is None or not weighs_below_one(weights):
+            found = await self._engine.search(bundle, job)
+            return [(job, found)], found
+        first, *others = await self._slot_scales.groups(bundle, job.allowed, weights)
+        jobs = [first.job(job)]
+        results = [await self._engine.search(bundle, jobs[0])]
+        query = results[0].query / first.scale
+        for group in others:
+            jobs.append(group.next_job(job, query))
+            results.append(await self._engine.search(bundle, jobs[-1]))
+        return list(zip(jobs, results, strict=True)), best_of_groups(query, results, job.k)
+
+    async def _fresh(
+        self, resolved: ResolvedQuery, job: SearchJob, found: SearchResult, pool: int
+    ) -> tuple[list[Search], SearchResult | None]:
+        """The searches for the new items that a pool lacks, with their result; none, and None, if it lacks none."""
         if not resolved.query.fresh_share:
-            return None
+            return [], None
         new = self._new_items.among(resolved.bundle, resolved.allowed)
         fresh = resolved.fresh_job(job, found, pool, new)
-        return None if fresh is None else (fresh, await self._engine.search(resolved.bundle, fresh))
+        return ([], None) if fresh is None else await self._found(resolved, fresh)
 
 
 def _shown_types(query: Query, types: EventTypes) -> Collection[str]:

@@ -18,6 +18,7 @@ from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.new_items import by_position, in_score_order, is_new, places_for_new
 from service.recommend.query import Degraded, Query, Recommendations, Strategy
 from service.recommend.query_vector import WeightedHistory, mean_query, sequence_query
+from service.recommend.slot_scales import scales_of, weighs_below_one
 from service.recommend.stored_history import StoredHistory, relative
 from service.request_trace import Stopwatch
 
@@ -229,6 +230,11 @@ class ResolvedQuery:
     ) -> NDArray[np.float32]:
         query, vectors = found.query[None], found.vectors
         parts: NDArray[np.float32] = self.bundle.contributions(query, rows[None], [lists], vectors)[0]
+        if self.query.slot_weights is None or not weighs_below_one(self.query.slot_weights):
+            return parts
+        by_slots = self.bundle.contributions(query, rows[None], None, vectors)[0]
+        scales = scales_of(self.bundle, rows, self.query.slot_weights)
+        parts += by_slots * (scales - 1)[:, None]  # what a list adds is not scaled
         return parts
 
     def _vectors(self, found: SearchResult, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -27,11 +27,31 @@ class Oracle:
         history = self.vectors[[self.row(item) for item in items][-5:]]
         return 1.5 * history.mean(axis=0) + history[-1]
 
+    def scales(self, slot_weights: dict[str, float]) -> np.ndarray:
+        """(n,) factors by which a slot counts with its weight, at most 1, in the number of slots of an item."""
+        layout = self.table.layout
+        counts = {name: min(slot_weights.get(name, 1.0), 1.0) for name in layout.names}
+        whole = (len(counts) / sum(counts.values())) ** 0.5
+        scales = np.ones(len(self.table))
+        for row, vector in enumerate(self.vectors):
+            has = [name for name in layout.names if vector[layout.slice(name)].any()]
+            weighed = sum(counts[name] for name in has)
+            scales[row] = (len(has) / weighed) ** 0.5 / whole if weighed else 1.0
+        return scales
+
     def best(
-        self, query: np.ndarray, k: int, without: set[str], allowed: np.ndarray | None = None
+        self,
+        query: np.ndarray,
+        k: int,
+        without: set[str],
+        allowed: np.ndarray | None = None,
+        slot_weights: dict[str, float] | None = None,
     ) -> list[tuple[str, float]]:
-        """The k best items with their scores; never one without a slot."""
-        scores = self.vectors @ query
+        """The k best items with their scores; never one without a slot.
+
+        The weights are those that the query is multiplied with already.
+        """
+        scores = self.vectors @ query * self.scales(slot_weights or {})
         keep = np.any(self.vectors != 0, axis=1)
         keep[[self.row(item) for item in without]] = False
         if allowed is not None:

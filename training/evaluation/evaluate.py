@@ -29,6 +29,8 @@ from training.ranking.table import (
     CO_OCCURRENCE,
     COLD_ITEMS,
     FRESH_USERS,
+    ITEM_MEAN,
+    ITEM_MEAN_UNIT,
     NEGATIVES,
     POPULARITY,
     TEST,
@@ -106,8 +108,8 @@ def rankers(
         alike = TfidfNeighbours(texts, run.encoder.max_history)
         systems[TFIDF] = (alike, alike.findable)
     systems |= baselines or {}
-    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
-    systems["item-mean, unit slots"] = (
+    systems[ITEM_MEAN] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
+    systems[ITEM_MEAN_UNIT] = (
         ItemMean(unit_slots(layout, vectors), run.encoder.max_history),
         encoder.findable,
     )
@@ -139,7 +141,8 @@ def _slot_systems(
     others = tuple(slot for slot in layout.slots if slot.name != BEHAVIOUR)
     if others and len(others) < len(layout.slots):
         weights = layout.weights({BEHAVIOUR: 0.0})
-        weighed = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history, weights)
+        scales = layout.weight_scales(layout.present(vectors), {BEHAVIOUR: 0.0})
+        weighed = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history, weights, scales)
         systems[NO_BEHAVIOUR] = (with_lists(weighed, lists.for_layout(SlotLayout(others))), findable)
     return systems
 

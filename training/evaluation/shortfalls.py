@@ -1,9 +1,9 @@
-"""Say where nothing can be found, and where what is simpler ranks as well: the lists alone, a baseline, the words."""
+"""Says where nothing can be found, and where the lists alone, a baseline or a row of another run ranks as well."""
 
 from collections.abc import Iterator
 
 from training.evaluation.evaluate import LISTS_ALONE, SERVED
-from training.ranking.table import BASELINES, TFIDF, Table
+from training.ranking.table import BASELINES, ITEM_MEAN, ITEM_MEAN_UNIT, TFIDF, Table
 
 _METRIC = "ndcg@10"
 _TEXT_ONLY = "text only"
@@ -22,7 +22,8 @@ def shortfalls(table: Table) -> list[str]:
             "people take the same again, and fit again"
         ]
     names = [row.name for row in table.rows]
-    pairs = [(SERVED, baseline) for baseline in BASELINES] + [(_TEXT_ONLY, TFIDF)]
+    others = (*BASELINES, ITEM_MEAN, ITEM_MEAN_UNIT, *table.added)
+    pairs = [(SERVED, other) for other in others] + [(_TEXT_ONLY, TFIDF)]
     lines = [*_lists(table)] if {SERVED, LISTS_ALONE} <= set(names) else []
     for system, baseline in pairs:
         if system in names and baseline in names and _value(table, system) < _value(table, baseline):

@@ -41,5 +41,12 @@ def natural_mix(warm: RankedTable, cold: RankedTable, share: float, *, seed: int
         for name in names
     ]
     return Table(
-        NATURAL_MIX, sum(sizes), warm.items, rows, paired, warm.whole + cold.whole, exclude_seen=warm.exclude_seen
+        NATURAL_MIX,
+        sum(sizes),
+        warm.items,
+        rows,
+        paired,
+        warm.whole + cold.whole,
+        exclude_seen=warm.exclude_seen,
+        added=tuple(name for name in warm.added if name in names),
     )

@@ -49,6 +49,7 @@ class RankedTable:
         exclude_seen: items of the history were excluded, so that a target in its own history could not be returned.
         cold: (items,) bool, items that were held out of training; None where none were.
         candidates: number of items that were ranked; None for all.
+        added: names of the systems that files of ranks added.
     """
 
     name: str
@@ -59,6 +60,7 @@ class RankedTable:
     exclude_seen: bool = True
     cold: NDArray[np.bool_] | None = None
     candidates: int | None = None
+    added: tuple[str, ...] = ()
 
     def measured(self, *, seed: int = 0) -> Table:
         """The table of metrics.
@@ -75,6 +77,7 @@ class RankedTable:
             exclude_seen=self.exclude_seen,
             cold=self.cold,
             candidates=self.candidates,
+            added=self.added,
             seed=seed,
         )
 
@@ -110,7 +113,7 @@ class RankedTable:
         twice = sorted(set(found) & set(self.rankings))
         if twice:
             raise EvaluationError(f"{path}: there is a row {twice[0]!r} already; tell them apart: --ranks LABEL={path}")
-        return replace(self, rankings={**self.rankings, **found})
+        return replace(self, rankings={**self.rankings, **found}, added=(*self.added, *found))
 
 
 def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = True) -> str:

@@ -22,8 +22,10 @@ ITEM_KNN = "item kNN"
 EASE = "EASE"
 TFIDF = "TF-IDF neighbours"
 CONTENT_MEAN = "content mean"
+ITEM_MEAN = "item-mean"
+ITEM_MEAN_UNIT = "item-mean, unit slots"
 BASELINES = (POPULARITY, CO_OCCURRENCE, ITEM_KNN, EASE, TFIDF, CONTENT_MEAN)
-"""Systems that every row of the saved table is compared with."""
+"""Systems that every row of the saved table is compared with; they are the same for every run of a data set."""
 TEST = "test"
 VALIDATION = "validation"
 FRESH_USERS = "fresh users"
@@ -106,6 +108,7 @@ class Table:
         repeats: targets that are in their own history.
         exclude_seen: items of the history were excluded, so that each of these is a miss.
         candidates: number of items that were ranked, before the mask; None for all.
+        added: names of the rows of other runs or libraries.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Table:
     repeats: int = 0
     exclude_seen: bool = True
     candidates: int | None = None
+    added: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -130,6 +134,7 @@ class Table:
         exclude_seen: bool = True,
         cold: NDArray[np.bool_] | None = None,
         candidates: int | None = None,
+        added: tuple[str, ...] = (),
         seed: int,
     ) -> "Table":
         """Measure rankings of the same targets.
@@ -143,6 +148,7 @@ class Table:
             exclude_seen: items of the history were excluded.
             cold: (items,) bool, items that were held out of training; None where none were.
             candidates: number of items that were ranked; None for all.
+            added: names of the rows of other runs or libraries.
             seed: of the bootstrap.
         """
         measured = {system: per_user(ranking) for system, ranking in rankings.items()}
@@ -159,7 +165,7 @@ class Table:
             for system, ranking in rankings.items()
         ]
         targets = users if whole is None else whole
-        return cls(name, users, items, rows, paired, targets, repeats, exclude_seen, candidates)
+        return cls(name, users, items, rows, paired, targets, repeats, exclude_seen, candidates, added)
 
     def row(self, name: str) -> SystemRow:
         """The row of one system.

@@ -61,6 +61,34 @@ def test_refuses_an_invalid_weight(weight: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("weights", "scales"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"text": 3.0, "image": 1.0}, [1, 1, 1, 1]),
+        ({"behaviour": 0.0}, [1, (2 / 3) ** 0.5, (4 / 3) ** 0.5, 1]),
+        ({"behaviour": 0.5}, [1, (5 / 6) ** 0.5, (10 / 9) ** 0.5, (5 / 3) ** 0.5]),
+        ({"text": 0.0, "image": 0.0, "behaviour": 0.0}, [1, 1, 1, 1]),
+    ],
+)
+def test_a_slot_counts_with_its_weight_in_the_number_of_slots(weights: dict[str, float], scales: list[float]) -> None:
+    layout = SlotLayout((Slot("text", 2), Slot("image", 3), Slot("behaviour", 1)))
+    present = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 0, 1]], dtype=np.bool_)
+    np.testing.assert_allclose(layout.weight_scales(present, weights), scales, rtol=1e-6)
+
+
+def test_with_scales_a_slot_of_weight_zero_is_as_if_it_did_not_exist() -> None:
+    layout = SlotLayout((Slot("text", 2), Slot("image", 3), Slot("behaviour", 4)))
+    rng = np.random.default_rng(0)
+    blocks = {slot.name: rng.normal(size=(8, slot.dim)) for slot in layout.slots}
+    for number, name in enumerate(layout.names):
+        blocks[name][np.arange(8) >> number & 1 == 0] = 0  # every set of slots occurs
+    whole, without = layout.stack(blocks), layout.stack({"text": blocks["text"], "image": blocks["image"]})
+    query = rng.normal(size=layout.dim) * layout.weights({"behaviour": 0})
+    scores = whole @ query * layout.weight_scales(layout.present(whole), {"behaviour": 0})
+    np.testing.assert_allclose(scores * np.sqrt(3 / 2), without @ query, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("slots", "rule"),
     [((), "at least one"), ((Slot("a", 1), Slot("a", 2)), "must differ"), ((Slot("a", 0),), "dim must be at least 1")],
 )

@@ -58,8 +58,10 @@ def list_parts(bundle: Bundle, items: Weighted, slot_weights: dict[str, float], 
     return total
 
 
-def expected(bundle: Bundle, query: np.ndarray, added: np.ndarray, without: set[str]) -> list[tuple[str, float]]:
-    scores = bundle.vectors(np.arange(len(bundle))).astype(np.float64) @ query + added
+def expected(
+    bundle: Bundle, query: np.ndarray, added: np.ndarray, without: set[str], scales: np.ndarray | float = 1.0
+) -> list[tuple[str, float]]:
+    scores = bundle.vectors(np.arange(len(bundle))).astype(np.float64) @ query * scales + added
     order = [row for row in np.argsort(-scores, kind="stable").tolist() if bundle.indexed[row]]
     return [(bundle.ids.id(row), scores[row]) for row in order if bundle.ids.id(row) not in without]
 
@@ -82,7 +84,7 @@ def test_a_sequence_is_ranked_by_the_whole_score(
     query = oracle.encoded([item for item, _ in items]) * by_layout(listed, slot_weights)
     added = list_parts(listed, items, slot_weights, similar=False)
     assert added.any()
-    wanted = expected(listed, query, added, names)
+    wanted = expected(listed, query, added, names, oracle.scales(slot_weights))
     answer = ask(listed, items, k=12, slot_weights=slot_weights, explain=True, explain_lists=True)
     assert answer.strategy == "sequence"
     same(listed, answer, wanted[:12])

@@ -105,8 +105,9 @@ def test_exclusions(bundle: Bundle, oracle: Any) -> None:
 
 def test_slot_weights_multiply_the_query(bundle: Bundle, oracle: Any) -> None:
     query = oracle.encoded(["i1", "i2"]) * np.repeat([1.0, 2.5, 0.0], [6, 4, 2])
-    answer = ask(bundle, ["i1", "i2"], k=10, slot_weights={"image": 2.5, "behaviour": 0.0}, explain=True)
-    same(items(bundle, answer), oracle.best(query, 10, {"i1", "i2"}))
+    weights = {"image": 2.5, "behaviour": 0.0}
+    answer = ask(bundle, ["i1", "i2"], k=10, slot_weights=weights, explain=True)
+    same(items(bundle, answer), oracle.best(query, 10, {"i1", "i2"}, slot_weights=weights))
     assert answer.contributions is not None
     assert np.all(answer.contributions[:, 2] == 0)
 

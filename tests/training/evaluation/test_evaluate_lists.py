@@ -108,7 +108,23 @@ def test_behaviour_weight_0_is_what_a_request_with_that_weight_gets(weigh: Weigh
     words = rankers(weigh(words=0.2), split)[SERVED][0].scores([history])[0]
     words -= rankers(weigh(), split)[SERVED][0].scores([history])[0]
     assert findable.all()
-    np.testing.assert_allclose(ranker.scores([history])[0], vectors @ query + words, atol=1e-5)
+    pictures = vectors[:, fitted.table.layout.slice("image")].any(axis=1)
+    assert not pictures.all()
+    scales = np.where(pictures, 1, np.sqrt(4 / 3))  # two slots and one of them counts, in place of three and two
+    np.testing.assert_allclose(ranker.scores([history])[0], vectors @ query * scales + words, atol=1e-5)
+
+
+def test_behaviour_weight_0_ranks_items_with_and_without_behaviour_alike(weigh: Weigh, ring_dataset: Dataset) -> None:
+    fitted = weigh()
+    layout, vectors = fitted.table.layout, fitted.table.vectors.astype(np.float32)
+    blocks = {name: vectors[:, layout.slice(name)].copy() for name in layout.names}
+    for name, block in blocks.items():
+        block[3] = 0 if name == "behaviour" else block[5]
+    lacking = replace(fitted, table=replace(fitted.table, vectors=layout.stack(blocks), missing=None))
+    ranker, _ = rankers(lacking, fitted.split(ring_dataset))["behaviour weight 0"]
+    scores = ranker.scores([np.array([4, 2, 7])])[0]
+    assert scores[3] == pytest.approx(scores[5], abs=1e-6)
+    assert scores[5] != 0
 
 
 def test_without_weights_there_are_no_such_rows(weigh: Weigh, ring_dataset: Dataset) -> None:
@@ -185,6 +201,19 @@ def test_a_row_below_its_baseline_is_named() -> None:
         "test: served encoder ranks below popularity",
         "test: text only ranks below TF-IDF neighbours",
     ]
+
+
+@pytest.mark.parametrize("other", ["item-mean", "item-mean,_unit_slots"])
+def test_what_is_served_is_compared_with_the_means_of_its_own_slots(other: str) -> None:
+    (line,) = shortfalls(made_table(popularity=[9.0], served_encoder=[2.0], **{other: [1.0]}))
+    assert line.startswith(f"test: served encoder ranks below {other.replace('_', ' ')}, NDCG@10 0.5000 against 0.6309")
+
+
+def test_what_is_served_is_compared_with_rows_of_other_runs_and_with_none_of_its_own() -> None:
+    rows = {"popularity": [9.0], "served_encoder": [2.0], "encoder_alone": [1.0], "SASRec": [0.0], "BM25": [5.0]}
+    assert shortfalls(made_table(**rows)) == []
+    (line,) = shortfalls(replace(made_table(**rows), added=("SASRec", "BM25")))
+    assert line.startswith("test: served encoder ranks below SASRec, NDCG@10 0.5000 against 1.0000")
 
 
 def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:

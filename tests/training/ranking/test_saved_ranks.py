@@ -9,6 +9,7 @@ import pytest
 from training.data.sequences import Targets
 from training.errors import EvaluationError
 from training.ranking.metrics import Ranks, gains
+from training.ranking.natural_mix import natural_mix
 from training.ranking.ranking import TargetRanks
 from training.ranking.saved_ranks import RankedTable, read_ranks, save_ranks, targets_fingerprint
 
@@ -103,6 +104,14 @@ def test_a_label_separates_equal_names(path: Path) -> None:
         ranked(systems=("b", "c")).joined(path, None)
     save_ranks(path, [ranked(systems=("popularity", "a"))])
     assert list(ranked().joined(path, "x").rankings) == ["a", "b", "a (x)"]
+
+
+def test_a_table_says_which_rows_were_added(path: Path) -> None:
+    assert ranked().measured().added == ()
+    warm = ranked().joined(path, "x").joined(path, "y")
+    assert warm.measured().added == ("a (x)", "b (x)", "a (y)", "b (y)")
+    cold = ranked("cold items", ("a", "b")).joined(path, "y")
+    assert natural_mix(warm, cold, 0.1).added == ("a (y)",)
 
 
 @pytest.mark.parametrize(
