@@ -1,7 +1,8 @@
 """Defines what `make bench-method` trains: catalogues, the rows of their tables, seeds and goals.
 
 Rows of one group are candidates for one line of the comparison: the row with the best fused NDCG@10 on
-validation, averaged over the seeds, is chosen. Fresh users are ranked once, after that.
+validation, averaged over the seeds, is chosen. The table has fresh users' figures of the chosen row alone. A line has
+one fusion, so that losses are compared at the same fusion.
 """
 
 import hashlib
@@ -11,9 +12,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.config.renamed_keys import former_key
+from training.config.types import Fusion
 
-SFT_LINE, OURS_LINE, TEXT_ALONE, IMAGE_ALONE = "sft", "vlm2rec", "text-alone", "image-alone"
-"""Groups that goals and utilisation speak of."""
+TEXT_ALONE, IMAGE_ALONE = "text-alone", "image-alone"
+SFT_LINE: Mapping[Fusion, str] = {"sum": "sft-sum", "concat": "sft-concat"}
+OURS_LINE: Mapping[Fusion, str] = {"sum": "vlm2rec-sum", "concat": "vlm2rec-concat"}
+REMEDY_LINES: Mapping[Fusion, tuple[str, ...]] = {
+    "sum": ("nu-sum", "dropout-sum", "vision-rate-sum"),
+    "concat": ("nu-concat",),
+}
+"""Groups that goals and utilisation speak of, by fusion."""
 _FORMAT = 1
 """Counts up when what a unit measures changes, so that every unit is done again."""
 
@@ -29,6 +37,8 @@ class Row:
             catalogue.
         group: rows among which validation chooses; default a group of its own.
         frozen: the model that training would start from.
+        seeds: how many of the plan's seeds, from the first; None for all. A row with fewer seeds than another of its
+            group is compared on validation alone.
     """
 
     name: str
@@ -36,6 +46,7 @@ class Row:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
     frozen: bool = False
+    seeds: int | None = None
 
     @property
     def line(self) -> str:
@@ -53,7 +64,6 @@ class CataloguePlan:
         demo: arguments of :func:`demo.build.build_demo`.
         base: dotted key → value, for every row.
         rows: what is trained.
-        goal: ``collapse`` or ``balanced``, a key of :data:`bench.method.method_goals.GOALS`; empty = held to nothing.
     """
 
     name: str
@@ -61,7 +71,6 @@ class CataloguePlan:
     demo: Mapping[str, Any]
     base: Mapping[str, Any]
     rows: tuple[Row, ...]
-    goal: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,10 +119,11 @@ class MethodPlan:
 
     def units(self) -> Iterator[Unit]:
         """All runs, one seed of everything before the next."""
-        for seed in self.seeds:
+        for number, seed in enumerate(self.seeds):
             for catalogue in self.catalogues:
                 for row in catalogue.rows:
-                    yield Unit(catalogue, row, seed)
+                    if row.seeds is None or number < row.seeds:
+                        yield Unit(catalogue, row, seed)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -128,38 +138,91 @@ _ALONE: tuple[Row, ...] = (
     Row(TEXT_ALONE, "trained on texts alone", {**SFT, "train.modalities": ["text"]}),
     Row(IMAGE_ALONE, "trained on pictures alone", {**SFT, "train.modalities": ["image"]}),
 )
-_OURS: Mapping[str, Any] = {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.3, **_SUM}
-_OURS_CONCAT: Mapping[str, Any] = {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.1, **_CONCAT}
+_MARGIN: Mapping[Fusion, Mapping[str, Any]] = {
+    "sum": {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.3, **_SUM},
+    "concat": {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.1, **_CONCAT},
+}
+_R2: Mapping[str, Any] = {
+    "loss.wpcl_kind": "per_negative", "loss.wpcl_weight": 0.5, "loss.alpha": 4.0, "loss.weak_by": "auc",
+    "loss.crtr_weight": 0.0,
+}  # fmt: skip
+"""The `[loss]` of the preset ``towers-minilm``."""
+_R1: Mapping[str, Any] = {
+    "loss.negative_shift": 0.25, "loss.gap_kind": "own_scale", "loss.weak_by": "auc",
+    "loss.wpcl_weight": 0.0, "loss.crtr_weight": 0.0,
+}  # fmt: skip
+_R3: Mapping[str, Any] = {
+    "loss.wpcl_kind": "hard_negatives", "loss.wpcl_weight": 0.5, "loss.hardness": 1.0, "loss.weak_by": "auc",
+    "loss.crtr_weight": 0.0,
+}  # fmt: skip
+_RELATION_TEMPERATURES = (1.0, 2.0, 4.0)
 
+
+def _fused(fusion: Fusion) -> Mapping[str, Any]:
+    return {"loss.fusion": fusion}
+
+
+def _sft(fusion: Fusion) -> Row:
+    return Row(SFT_LINE[fusion], f"SFT, {fusion}", {**SFT, **_fused(fusion)})
+
+
+def _unweighted(fusion: Fusion) -> Row:
+    title = f"SFT + an unweighted loss per modality (ν .5), {fusion}"
+    return Row(f"nu-{fusion}", title, {**SFT, **_fused(fusion), "loss.unimodal_weight": 0.5})
+
+
+def _ours(fusion: Fusion) -> tuple[Row, ...]:
+    """The candidates for VLM2Rec at one fusion: the margin and R2 with all seeds, the others with one."""
+    line, at = OURS_LINE[fusion], _fused(fusion)
+    strength = f"μ 1, α 1, λ {'.3' if fusion == 'sum' else '.1'}"
+    by_auc = {**_MARGIN[fusion], "loss.weak_by": "auc"}
+    return (
+        Row(line, f"VLM2Rec ({strength}), {fusion}", _MARGIN[fusion]),
+        Row(f"r2-{fusion}", f"VLM2Rec, R2 (μ .5, α 4, weak by AUC, λ 0), {fusion}", {**_R2, **at}, group=line),
+        Row(f"r1-{fusion}", f"R1 (γ .25, μ 0, λ 0), {fusion}", {**_R1, **at}, group=line, seeds=1),
+        Row(f"r3-{fusion}", f"R3 (μ .5, η 1, λ 0), {fusion}", {**_R3, **at}, group=line, seeds=1),
+        *(
+            Row(
+                f"gap-{kind.replace('_', '-')}-{fusion}",
+                f"VLM2Rec ({strength}), weak by AUC, gap `{kind}`, {fusion}",
+                {**by_auc, "loss.gap_kind": kind}, group=line, seeds=1,
+            )
+            for kind in ("one_sided", "auc")
+        ),
+        *(
+            Row(
+                f"r2-crtr-{temperature:g}-{fusion}",
+                f"R2 + CRTR with the positive (λ .1 τ_r², τ_r {temperature:g}), {fusion}",
+                {
+                    **_R2, **at, "loss.crtr_weight": round(0.1 * temperature**2, 6), "loss.relation_positive": True,
+                    "loss.relation_temperature": temperature,
+                },
+                group=line, seeds=1,
+            )
+            for temperature in _RELATION_TEMPERATURES
+        ),
+    )  # fmt: skip
+
+
+_BOTH_FUSIONS: tuple[Row, ...] = (
+    *_ALONE,
+    _sft("sum"),
+    _sft("concat"),
+    *_ours("sum"),
+    *_ours("concat"),
+    _unweighted("sum"),
+    _unweighted("concat"),
+)
 COLLAPSE: tuple[Row, ...] = (
     Row("frozen", "untrained", _SUM, frozen=True),
-    *_ALONE,
-    Row(SFT_LINE, "SFT, sum (as published)", {**SFT, **_SUM}),
-    Row("sft-concat", "SFT, concat", {**SFT, **_CONCAT}),
-    Row("wpcl", "SFT + WPCL (μ 1, α 1), sum", {**_OURS, "loss.crtr_weight": 0.0}),
-    Row("crtr", "SFT + CRTR (λ .3), sum", {**SFT, **_SUM, "loss.crtr_weight": 0.3}),
-    Row(OURS_LINE, "VLM2Rec (μ 1, α 1, λ .3), sum", _OURS),
-    Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT),
-    Row("weak-plain", "VLM2Rec with α = 0: the weak loss unweighted, sum", {**_OURS, "loss.alpha": 0.0}),
-    Row("nu", "SFT + an unweighted loss per modality (ν .5), sum", {**SFT, **_SUM, "loss.unimodal_weight": 0.5}),
-    Row("dropout", "SFT + modality dropout .5, sum", {**SFT, **_SUM, "loss.modality_dropout": 0.5}),
-    Row("vision-rate", "SFT, image tower at three times the rate, sum", {**SFT, **_SUM, "train.vision_rate": 3.0}),
+    *_BOTH_FUSIONS,
+    Row("wpcl-sum", "SFT + WPCL (μ 1, α 1), sum", {**_MARGIN["sum"], "loss.crtr_weight": 0.0}),
+    Row("crtr-sum", "SFT + CRTR (λ .3), sum", {**SFT, **_SUM, "loss.crtr_weight": 0.3}),
+    Row("weak-plain-sum", "VLM2Rec with α = 0: the weak loss unweighted, sum", {**_MARGIN["sum"], "loss.alpha": 0.0}),
+    Row("dropout-sum", "SFT + modality dropout .5, sum", {**SFT, **_SUM, "loss.modality_dropout": 0.5}),
+    Row("vision-rate-sum", "SFT, image tower at three times the rate, sum", {**SFT, **_SUM, "train.vision_rate": 3.0}),
 )
-"""SFT fuses by the sum, as published; `docs/experiments/vlm.md` says how the settings of the others were chosen."""
-
-BALANCED: tuple[Row, ...] = (
-    *_ALONE,
-    Row("sft-sum", "SFT, sum", {**SFT, **_SUM}, group=SFT_LINE),
-    Row("sft-concat", "SFT, concat", {**SFT, **_CONCAT}, group=SFT_LINE),
-    Row("vlm2rec-sum", "VLM2Rec (μ 1, α 1, λ .3), sum", _OURS, group=OURS_LINE),
-    Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT, group=OURS_LINE),
-    Row("nu", "SFT + an unweighted loss per modality (ν .5), concat", {**SFT, **_CONCAT, "loss.unimodal_weight": 0.5}),
-)
-
-STRONG_TEXT: tuple[Row, ...] = (
-    *(row for row in COLLAPSE if row.name in {TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "nu"}),
-    Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT, group=OURS_LINE),
-)
+"""`docs/experiments/vlm.md` says how the settings were chosen."""
 
 _BASE: Mapping[str, Any] = {
     "train.batch_size": 48,
@@ -176,28 +239,25 @@ PLAN = MethodPlan(
             {},
             {**_BASE, "train.steps": 400},
             COLLAPSE,
-            goal="collapse",
         ),
         CataloguePlan(
             "shared-theme",
             "equal preferences, one theme shown in both, 80 % consistent, 300 steps",
             {"theme": 0.8},
             {**_BASE, "train.steps": 300},
-            BALANCED,
-            goal="balanced",
+            _BOTH_FUSIONS,
         ),
         CataloguePlan(
             "strong-text",
             "a stronger preference in text (3.5) than in pictures (2.5), independent, 500 steps",
             {"text_preference": 3.5},
             {**_BASE, "train.steps": 500},
-            STRONG_TEXT,
-            goal="collapse",
+            _BOTH_FUSIONS,
         ),
     )
 )
 
-_SMOKE_LINES = frozenset({"frozen", TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "vlm2rec-concat"})
+_SMOKE_LINES = frozenset({"frozen", TEXT_ALONE, IMAGE_ALONE, *SFT_LINE.values(), *OURS_LINE.values()})
 SMOKE = MethodPlan(
     catalogues=(
         CataloguePlan(
@@ -219,7 +279,6 @@ SMOKE = MethodPlan(
                 "vlm.scratch.vision_heads": 2,
             },
             tuple(row for row in COLLAPSE if row.name in _SMOKE_LINES),
-            goal="collapse",
         ),
     ),
     seeds=(0, 1),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.method import method_unit
-from bench.method.method_plan import PLAN, SMOKE, Row, Unit
+from bench.method.method_plan import PLAN, SMOKE, CataloguePlan, MethodPlan, Row, Unit
 from bench.method.method_unit import Busy, UnitPlace, carry_out, load_world, read_log
 from training.backbones.vlm import load_embedder
 from training.embedding.catalogue_encoder import CatalogueEncoder
@@ -177,7 +177,20 @@ def test_every_unit_of_the_plan_has_a_place_and_a_configuration_of_its_own(plan:
         assert config.train.seed == one.seed
     for catalogue in plan.catalogues:
         lines = {row.line for row in catalogue.rows}
-        assert not catalogue.goal or lines >= {"sft", "vlm2rec", "image-alone", "text-alone"}
-        assert catalogue.goal in {"", "collapse", "balanced"}
+        assert lines >= {"sft-sum", "sft-concat", "vlm2rec-sum", "vlm2rec-concat", "image-alone", "text-alone"}
         assert plan is SMOKE or catalogue.demo.get("evaluation_users", 20_000) >= 20_000
     assert plan is SMOKE or len(plan.seeds) >= 3
+
+
+def test_a_line_has_one_fusion_and_plain_fine_tuning_beside_it() -> None:
+    for catalogue in PLAN.catalogues:
+        for row in catalogue.rows:
+            fusion = method_unit.load_config(overrides=row.overrides).loss.fusion
+            assert row.line.endswith((f"-{fusion}", "-alone")) or row.frozen
+            assert not row.line.startswith("vlm2rec") or f"sft-{fusion}" in {one.name for one in catalogue.rows}
+
+
+def test_a_row_of_fewer_seeds_gets_the_first_ones() -> None:
+    rows = (Row("all", ""), Row("first", "", seeds=1))
+    plan = MethodPlan((CataloguePlan("shop", "", {}, {}, rows),), seeds=(4, 7))
+    assert [unit.name for unit in plan.units()] == ["shop/all/4", "shop/first/4", "shop/all/7"]
