@@ -23,6 +23,7 @@ from service.recommend.engine import SearchJob, SearchResult
 _INLINE_ITEMS = 250_000  # a few milliseconds
 _BLOCK_ROWS = 65_536
 _MOST_MASKS = 8  # masks whose groups are kept; one group of a million rows takes 2 MB
+_MOST_GROUPS = 16  # of a mask, and of a bundle; unusual weights divide the same kinds of items otherwise
 
 
 def weighs_below_one(slot_weights: Mapping[str, float] | None) -> bool:
@@ -74,6 +75,7 @@ class SlotScales:
 
     def __init__(self) -> None:
         self._slots: WeakKeyDictionary[Bundle, NDArray[np.uint32]] = WeakKeyDictionary()
+        self._members: WeakKeyDictionary[Bundle, dict[tuple[int, ...], NDArray[np.bool_]]] = WeakKeyDictionary()
         self._masks: WeakKeyDictionary[Bundle | RowMask, dict[tuple[int, ...], RowMask]] = WeakKeyDictionary()
 
     async def groups(
@@ -117,8 +119,18 @@ class SlotScales:
                 self._masks.clear()
             known = self._masks[of] = {}
         if kinds not in known:
-            members = np.isin(slots, kinds)
+            if len(known) >= _MOST_GROUPS:
+                known.clear()
+            members = self._members_of(bundle, slots, kinds)  # the same for every filter
             known[kinds] = RowMask.of(members, bundle.indexed) if allowed is None else allowed & members
+        return known[kinds]
+
+    def _members_of(self, bundle: Bundle, slots: NDArray[np.uint32], kinds: tuple[int, ...]) -> NDArray[np.bool_]:
+        known = self._members.setdefault(bundle, {})
+        if len(known) >= _MOST_GROUPS:
+            known.clear()
+        if kinds not in known:
+            known[kinds] = np.isin(slots, kinds)
         return known[kinds]
 
 
