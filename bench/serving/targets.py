@@ -97,9 +97,16 @@ def echo_of(stage: str) -> str:
 
 
 def echo_rates(read: ServingResults, stage: str) -> list[float]:
-    """Answers a second of the echo in the rounds of a stage, without rounds whose other figures are of another run."""
-    found = ((number, read.value(echo_of(stage).format(round=number), "good")) for number in read.rounds)
-    return [rate for number, rate in found if rate is not None and read.are_of_one_run(read.of_round(stage, number))]
+    """Answers a second of the echo in the rounds of a stage, without rounds in which ours are of another run."""
+    found = []
+    for number in read.rounds:
+        rate = read.value(echo_of(stage).format(round=number), "good")
+        keys = read.of_round(stage, number)
+        if stage == "contenders":  # a peer may be measured again later
+            keys = [key for key in keys if key.split("/")[2] in {"echo", _OURS}]
+        if rate is not None and read.are_of_one_run(keys):
+            found.append(rate)
+    return found
 
 
 def does_not_count(read: ServingResults, stage: str) -> str:
@@ -181,12 +188,14 @@ def _p99_to_best_peer(read: ServingResults, rate: int) -> list[float]:
     """In each round our p99 over the lowest of the peers that answered what was offered."""
     found = []
     for number in read.rounds:
-        p99 = read.value(contender(_OURS, f"open {rate}").format(round=number), "p99_ms")
+        ours = contender(_OURS, f"open {rate}").format(round=number)
+        p99 = read.value(ours, "p99_ms")
         peers = []
         for peer in PEERS:
             key = contender(peer.name, f"open {rate}").format(round=number)
             good, theirs = read.value(key, "good") or 0.0, read.value(key, "p99_ms")
-            if theirs and good >= _LEAST_ANSWERED * (read.value(key, "offered") or math.inf):
+            answers = good >= _LEAST_ANSWERED * (read.value(key, "offered") or math.inf)
+            if theirs and answers and read.are_of_one_run([ours, key]):
                 peers.append(theirs)
         if p99 is not None and peers:
             found.append(p99 / min(peers))

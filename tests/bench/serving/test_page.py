@@ -309,3 +309,11 @@ def test_the_goals_of_cpu_are_on_the_page(tmp_path: Path) -> None:
     said = "1: 1.02 ms, 2: 0.90 ms, 4: 1.09 ms, the largest 1.21 × the smallest (50 neighbours in each list) | **no** |"
     assert said in page(read, tmp_path, [file])
     assert "within 15 % of each other (goal) | not measured | – |" in page(read, tmp_path, [])
+
+
+def test_a_peer_that_is_measured_again_later_leaves_our_rate_and_has_no_ratio() -> None:
+    figures = {"echo": 9000.0, "vlm2rec": 2400.0, "MOSEC": 2000.0}
+    read = run(**{f"contenders/*/{name}/closed": {"good": rate} for name, rate in figures.items()})
+    read.measurements["contenders/3/MOSEC/closed"] |= {"at": "2026-11-24T15:00:00Z", "good": 9000.0}
+    assert verdict(read, "2,000 req/s") == ("2,400 req/s", True)
+    assert verdict(read, "0.9 × MOSEC") == ("1.20 ×", True)

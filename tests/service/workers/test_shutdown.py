@@ -121,7 +121,8 @@ def late_second(
         f"run, flag = s.run_worker, {str(flag)!r}\n"
         "def late(*given):\n"
         "    if given[1].number == 1: return run(*given)\n"
-        "    while not os.path.exists(flag): time.sleep(.02)\n"
+        "    parent = os.getppid()\n"
+        "    while not os.path.exists(flag) and os.getppid() == parent: time.sleep(.02)\n"
         "    control = given[3]\n"
         f"    {then}\n"
         "s.run_worker = late",
