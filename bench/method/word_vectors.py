@@ -1,9 +1,11 @@
 """Compares lists of words by TF-IDF with lists by a text encoder's vectors: NDCG@10 on validation.
 
-    python -m bench.method.word_vectors DATA --run RUN --out word-vectors.json
+    vlm2rec embed DATA --run RUN --no-vlm && vlm2rec fit-encoder DATA --run RUN
+    python -m bench.method.word_vectors DATA --run RUN --work .bench/words --out word-vectors.json
 
-RUN is a run of `vlm2rec train --preset towers-minilm` and `embed`; after `fit-encoder` its slots are read, too. Each
-row replaces the list of words and weighs all lists anew, as `fit-encoder` does. Test is not read.
+The vectors are those of the text encoder of `--preset towers-minilm` (the extra `towers`), made once and kept in WORK.
+Each row replaces the list of words of a run and weighs all lists anew, as `fit-encoder` does; without a fitted encoder
+only the lists alone are weighed. Test is not read.
 """
 
 import argparse
@@ -15,18 +17,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bench.measurements import commit
+from bench.method.heads import PRESET
 from index.items.slots import IMAGE, TEXT
 from index.lists.item_lists import CO, LOOK, WORDS, ItemList
-from training.backbones.identity import MODEL_DIRECTORY
-from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE, TextBlocks
-from training.backbones.trained_model import EMBEDDINGS_DIRECTORY, FEATURES_DIRECTORY, TRAINING_DIRECTORY
+from training.backbones.items.source import ItemSource
+from training.backbones.items.text_blocks import TextBlocks
+from training.backbones.prompts import plain_text
+from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.config.encoder_config import EncoderConfig
-from training.config.run_config import load_run_config
+from training.config.run_config import load_config, load_run_config
+from training.config.vlm_config import VlmConfig
 from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import Targets, evenly_spaced
 from training.embedding.store import Embeddings
@@ -38,29 +44,56 @@ from training.lists.validation_pool import ValidationPool
 from training.lists.weights import choose_weights
 from training.ranking.slot_ranker import SlotRanker
 
+_BATCH: Final = 64
+_TERMS: Final = 256
 _SHRINKAGE: Final = 10.0
 """As in `training.lists.fit_lists`."""
 
 
-def word_lists(dataset: Dataset, run: Path, neighbours: int) -> dict[str, ItemList | None]:
-    """What is compared → the list of words; None for no such list.
+def encoded_texts(dataset: Dataset, vlm: VlmConfig, work: Path) -> NDArray[np.float32]:
+    """Vectors (n, D) of the texts, rows of zeros where there is none; made once.
 
     Args:
         dataset: the catalogue.
-        run: with stored features and embeddings of it.
+        vlm: names the encoder.
+        work: where they are kept.
+    """
+    kept, ids = work / "texts.npz", dataset.item_ids()
+    if kept.is_file():
+        with np.load(kept) as found:
+            if found["ids"].tolist() == ids:
+                return np.asarray(found["vectors"], dtype=np.float32)
+    encoder, texts = ItemSource.of(vlm).load(), dataset.texts()
+    vectors = np.zeros((len(texts), encoder.dims[TEXT]), dtype=np.float32)
+    rows = [row for row, text in enumerate(texts) if text is not None]
+    with torch.inference_mode():
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            inputs = encoder.prepare_texts([plain_text(texts[row] or "") for row in part])
+            vectors[part] = encoder.encode(TEXT, inputs).numpy()
+    work.mkdir(parents=True, exist_ok=True)
+    np.savez(kept, ids=np.array(ids), vectors=vectors)
+    return vectors
+
+
+def word_lists(
+    texts: Sequence[str | None], vectors: NDArray[np.float32], neighbours: int
+) -> dict[str, ItemList | None]:
+    """What is compared → the list of words; None for no such list.
+
+    Args:
+        texts: of the catalogue.
+        vectors: (n, D) of a text encoder.
         neighbours: most entries of an item.
     """
-    texts, training = dataset.texts(), run / TRAINING_DIRECTORY
-    raw = _vectors(dataset, training / FEATURES_DIRECTORY, TEXT)
-    blocks = TextBlocks.load(training / MODEL_DIRECTORY / TEXT_BLOCKS_FILE)
-    vectors = {
-        "vectors": raw,
-        "vectors, centred": _centred(raw),
-        "vectors beside TF-IDF": None if blocks is None else blocks.join(raw, texts),
-        "trained heads": _vectors(dataset, run / EMBEDDINGS_DIRECTORY, TEXT),
+    blocks = TextBlocks.fit(texts, vectors, _TERMS, share=1.0)
+    made = {
+        "vectors": vectors,
+        "vectors, centred": _centred(vectors),
+        "vectors beside TF-IDF": None if blocks is None else blocks.join(vectors, texts),
     }
-    made = {name: _as_words(look_list(block, neighbours)) for name, block in vectors.items() if block is not None}
-    return {"no list": None, "TF-IDF": words_list(texts, neighbours), **made}
+    lists = {name: _as_words(look_list(block, neighbours)) for name, block in made.items() if block is not None}
+    return {"no list": None, "TF-IDF": words_list(texts, neighbours), **lists}
 
 
 def _vectors(dataset: Dataset, directory: Path, modality: str) -> NDArray[np.float32]:
@@ -96,7 +129,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     fitted = FittedRun.load(run / ENCODER_DIRECTORY) if (run / ENCODER_DIRECTORY / FIT_FILE).is_file() else None
     weigh = partial(_weighed, validation=validation, config=config, items=items)
     rows = {}
-    for name, words in word_lists(dataset, run, neighbours).items():
+    vectors = encoded_texts(dataset, load_config(preset=PRESET).vlm, options.work)
+    for name, words in word_lists(dataset.texts(), vectors, neighbours).items():
         lists = {CO: others[CO], **({} if words is None else {WORDS: words}), LOOK: others[LOOK]}
         rows[name] = {"lists alone": weigh(None, lists)}
         if words is not None:
@@ -139,7 +173,8 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the data set")
-    parser.add_argument("--run", type=Path, required=True, help="trained and embedded")
+    parser.add_argument("--run", type=Path, required=True, help="embedded, and fitted for the column of what is served")
+    parser.add_argument("--work", type=Path, required=True, help="kept between runs")
     parser.add_argument("--interactions", type=Path, help="instead of those in DATA")
     parser.add_argument("--out", type=Path, help="JSON with the figures")
     options = parser.parse_args(given)

@@ -77,6 +77,8 @@ class TowersConfig(Section):
         text_model: directory, hub id, or ``package:NAME`` of a text encoder.
         text_revision: commit of a hub model.
         text_pooling: mean over a text's tokens, its first or its last token.
+        trained_text_layers: last layers of the text encoder that are trained with the heads, at the rate of
+            ``train.text_layers_rate``; 0 keeps it frozen. For BERT and RoBERTa.
         image_model: directory, hub id, or ``package:NAME`` of an image model.
         image_revision: commit of a hub model.
     """
@@ -84,6 +86,7 @@ class TowersConfig(Section):
     text_model: str | None = None
     text_revision: str | None = None
     text_pooling: Literal["mean", "cls", "last"] = "mean"
+    trained_text_layers: int = Field(default=0, ge=0, le=64)
     image_model: str | None = None
     image_revision: str | None = None
 

@@ -13,6 +13,7 @@ from training.backbones.batches import Collator
 from training.backbones.gradient_cache import Embedder
 from training.backbones.items.feature_batches import FeatureCollator
 from training.backbones.items.heads import ModalityHeads
+from training.backbones.items.last_layers import last_text_layers
 from training.backbones.items.source import ItemSource
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE, TextBlocks
 from training.backbones.items.trained_heads import read_heads, save_heads
@@ -123,7 +124,7 @@ def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Training
 
 
 def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
-    """Heads on the stored vectors of a frozen encoder."""
+    """Heads on the stored vectors of an encoder, and its last text layers if they are trained."""
     features = Embeddings.load(run_dir.features, check=False)
     heads = read_heads(run_dir.start).train()
     blocks = TextBlocks.load(run_dir.start / TEXT_BLOCKS_FILE)
@@ -134,7 +135,10 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Traini
     )
     rows = {item_id: row for row, item_id in enumerate(dataset.item_ids())}
     unreadable = {rows[item_id]: reason for item_id, reason in features.unreadable.items()}
-    source = ItemSource.of(config.vlm)
+    source, layers = ItemSource.of(config.vlm), config.vlm.towers.trained_text_layers
+    if config.vlm.family == "towers" and layers:
+        with_text = np.flatnonzero(features.vectors[TEXT].any(axis=1)).tolist()
+        heads.text_layers = last_text_layers(source.load(), layers, dataset.texts(), with_text, blocks)
     return TrainingParts(
         heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)
     )

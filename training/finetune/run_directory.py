@@ -38,7 +38,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
 _OF_ITEM_ENCODERS = ("family", "vector_length", "towers", "heads")
 _ADDED = ("wpcl_kind", "hardness", "negative_shift", "relation_positive")
 """Keys of ``[loss]`` that earlier versions did not have; of ``[train]`` the following."""
-_ADDED_TO_TRAIN = ("shard",)
+_ADDED_TO_TRAIN = ("shard", "text_layers_rate")
 _WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
 
 
@@ -80,6 +80,9 @@ def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
     for name in _ADDED_TO_TRAIN:
         if sections["train"][name] == TrainConfig.model_fields[name].default:
             del sections["train"][name]
+    towers = sections["vlm"].get("towers", {})
+    if towers.get("trained_text_layers") == 0:
+        del towers["trained_text_layers"]
     if not config.train.validate_every:
         for name in _WITHOUT_VALIDATION:
             del sections["train"][name]

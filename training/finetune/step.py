@@ -25,6 +25,8 @@ from training.losses.method_loss import MethodLoss, method_loss
 from training.losses.modality_pairs import ModalityPairs
 from training.runs.learning_rate import LearningRateSchedule
 
+TEXT_LAYERS = "text_layers."
+"""Start of the names of trained layers of a text encoder."""
 _DROPOUT = 1
 """Seeds modality dropout differently from the order of the pairs."""
 _HOST_IS_FULL = "DefaultCPUAllocator"
@@ -259,10 +261,11 @@ def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
 
 
 def _weight_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: the vision tower has its own rate, biases and norms no decay."""
+    """AdamW's groups: the vision tower and trained text layers have their own rates, biases and norms no decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            rate = train.learning_rate * (train.vision_rate if VISION in name else 1.0)
+            factor = train.vision_rate if VISION in name else 1.0
+            rate = train.learning_rate * (train.text_layers_rate if name.startswith(TEXT_LAYERS) else factor)
             groups.setdefault((rate, train.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
     return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in groups.items()]

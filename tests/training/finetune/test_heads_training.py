@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from training.backbones.batches import spread
 from training.backbones.items.feature_batches import FeatureCollator
+from training.backbones.items.last_layers import LAYERS_FILE
 from training.backbones.items.source import ItemSource
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE
-from training.backbones.items.trained_heads import load_heads
+from training.backbones.items.trained_heads import ItemEmbedding, load_heads
 from training.backbones.trained_model import TrainedModel
 from training.config.run_config import CONFIG_FILE, RunConfig, to_toml
 from training.data.dataset import Dataset, load_dataset
@@ -159,6 +161,57 @@ def test_text_blocks_are_trained_on_stored_and_used_for_new_texts(
     path.unlink()
     with pytest.raises(BackboneError, match=r"the heads read vectors of .*train the model again"):
         trained.load()
+
+
+def with_trained_layer(config: RunConfig) -> RunConfig:
+    towers = config.vlm.towers.model_copy(update={"trained_text_layers": 1})
+    heads = config.vlm.heads.model_copy(update={"text_terms": 6})
+    options = config.train.model_copy(update={"text_layers_rate": 1.0})
+    vlm = config.vlm.model_copy(update={"towers": towers, "heads": heads})
+    return config.model_copy(update={"vlm": vlm, "train": options})
+
+
+def test_a_killed_run_with_a_trained_layer_resumes_with_the_same_result(
+    shop: Dataset, shop_parts: LeaveOneOut, config: RunConfig, tmp_path: Path
+) -> None:
+    def kill(now: TrainingProgress) -> None:
+        if now.step == 3:
+            raise Killed
+
+    config = with_trained_layer(config)
+    whole = train(shop, shop_parts, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        train(shop, shop_parts, tmp_path / "broken", config, report=kill)
+    model = train(shop, shop_parts, tmp_path / "broken", config, resume=True)
+    for name in ("heads.safetensors", LAYERS_FILE):
+        first, second = load_file(whole / name), load_file(model / name)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert not [key for key in first if key.startswith("text_layers")]
+
+
+def test_a_trained_layer_is_used_for_every_text_that_is_embedded(
+    shop: Dataset, shop_parts: LeaveOneOut, config: RunConfig, text_directory: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    model = train(shop, shop_parts, run, with_trained_layer(config))
+    start = AutoModel.from_pretrained(text_directory).encoder.layer[1].state_dict()
+    trained = load_file(model / LAYERS_FILE)
+    assert {key for key in start if not torch.equal(start[key], trained[f"0.{key}"])}
+    embedding = TrainedModel.of(run).load()
+    assert isinstance(embedding, ItemEmbedding)
+    rows = np.arange(len(shop))
+    found = ItemRowEncoder(embedding, shop).items(rows)
+    anew = ItemRowEncoder(load_heads(model, tmp_path / "none"), shop).items(rows)
+    for name, block in anew.items():
+        np.testing.assert_allclose(found[name], block, atol=1e-6)
+    stored = ItemRowEncoder(replace(embedding, trained_layers=False), shop).items(rows)
+    assert np.abs(stored["text"] - found["text"]).max() > 1e-3  # vectors of the frozen encoder are others
+    before = TrainedModel.of(run).provenance["weights"]
+    save_file({key: value + 1 for key, value in trained.items()}, model / LAYERS_FILE)
+    assert TrainedModel.of(run).provenance["weights"] != before
+    (model / LAYERS_FILE).unlink()
+    with pytest.raises(BackboneError, match="train the model again"):
+        TrainedModel.of(run).load()
 
 
 def test_direct_ranking_compares_trained_heads_with_the_frozen_encoder(

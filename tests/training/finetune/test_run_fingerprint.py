@@ -18,3 +18,8 @@ def test_keys_that_came_later_enter_the_fingerprint_only_where_they_are_used() -
     assert not set(_ADDED) & set(before)
     used = _decisive_settings(load_config(overrides={"loss.negative_shift": 0.2, "loss.weak_by": "row"}))["loss"]
     assert used == before | {"negative_shift": 0.2, "weak_by": "row"}
+    frozen = _decisive_settings(load_config(preset="towers-minilm"))
+    assert "trained_text_layers" not in frozen["vlm"]["towers"]
+    assert "text_layers_rate" not in frozen["train"]
+    trained = load_config(preset="towers-minilm", overrides={"vlm.towers.trained_text_layers": 1})
+    assert _decisive_settings(trained)["vlm"]["towers"]["trained_text_layers"] == 1

@@ -282,6 +282,14 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert found == {(1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,)], (0.5, 0.1): [(3, 2)], (0.5, 0.0): [(3,), (3,)]}
 
 
+def test_trained_text_layers_have_their_own_rate() -> None:
+    model = torch.nn.Module()
+    model.text_layers = torch.nn.Linear(2, 3, bias=False)
+    model.heads = torch.nn.Linear(2, 4, bias=False)
+    groups = step_module._weight_groups(model, TrainConfig(learning_rate=0.5, text_layers_rate=0.1))
+    assert {group["lr"]: tuple(group["params"][0].shape) for group in groups} == {0.05: (3, 2), 0.5: (4, 2)}
+
+
 # --- threads and schedules
 
 

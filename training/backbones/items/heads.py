@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from index.items.slots import IMAGE, TEXT
+from training.backbones.items.last_layers import LastTextLayers
 
 _NAMES = {TEXT: "text", IMAGE: "visual"}
 """Names of the heads; "visual." marks weights of the picture's side, see :data:`training.backbones.vlm.VISION`."""
@@ -33,16 +34,19 @@ class FeatureGroup:
         features: (u, F) float32, the distinct items' vectors.
         members: (k, L) int64 rows of ``features`` for each output, newest first, padded with −1.
         histories: (k,) bool, whether an output is a history or an item.
+        rows: (u,) int64 item rows of ``features``.
     """
 
     modality: str
     features: Tensor
     members: Tensor
     histories: Tensor
+    rows: Tensor
 
     def to(self, device: torch.device) -> "FeatureGroup":
         """The same on a device."""
-        return FeatureGroup(self.modality, self.features.to(device), self.members.to(device), self.histories.to(device))
+        parts = (self.features, self.members, self.histories, self.rows)
+        return FeatureGroup(self.modality, *(part.to(device) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class _Head(nn.Module):
         self.step = nn.Linear(length, length, bias=False)
         nn.init.zeros_(self.step.weight)
 
-    def forward(self, group: FeatureGroup) -> Tensor:
-        """(k, D) float32, rows of length 1."""
-        projected = functional.normalize(self.projection(group.features - self.centre).float(), dim=1)
+    def forward(self, group: FeatureGroup, features: Tensor) -> Tensor:
+        """(k, D) float32, rows of length 1, from (u, F) vectors of the group's items."""
+        projected = functional.normalize(self.projection(features - self.centre).float(), dim=1)
         present = group.members >= 0
         rows = projected[group.members.clamp(min=0)]  # (k, L, D)
         weights = self.recency[: group.members.shape[1]].expand(group.members.shape).masked_fill(~present, -torch.inf)
@@ -102,11 +106,15 @@ class ModalityHeads(nn.Module):
         dims: as given.
         dim: D.
         max_history: as given.
+        text_layers: last layers of the text encoder that are trained with the heads; None where it is frozen.
     """
+
+    text_layers: LastTextLayers | None
 
     def __init__(self, dims: Mapping[str, int], length: int, max_history: int) -> None:
         super().__init__()
         self.dims, self.dim, self.max_history = dict(dims), length, max_history
+        self.text_layers = None
         self.heads = nn.ModuleDict({_NAMES[name]: _Head(size, length, max_history) for name, size in dims.items()})
 
     @property
@@ -123,8 +131,16 @@ class ModalityHeads(nn.Module):
         Returns:
             (K, D) float32, rows of length 1, in the order of the groups.
         """
-        made = [self.heads[_NAMES[group.modality]](group) for group in batch.groups if len(group.members)]
+        made = [
+            self.heads[_NAMES[group.modality]](group, self._read(group)) for group in batch.groups if len(group.members)
+        ]
         return torch.cat(made) if made else torch.zeros(0, self.dim, device=self.device)
+
+    def _read(self, group: FeatureGroup) -> Tensor:
+        """(u, F) what the head of a group reads of its items."""
+        if group.modality == TEXT and self.text_layers is not None:
+            return cast("Tensor", self.text_layers(group.rows, group.features))
+        return group.features
 
     def start_at(self, features: Mapping[str, NDArray[np.float32]]) -> None:
         """Set the item heads to the principal directions of a catalogue's vectors.
@@ -198,6 +214,7 @@ class FeatureRows:
             torch.from_numpy(features),
             torch.from_numpy(places.reshape(members.shape).astype(np.int64) - padded),
             torch.tensor(self._histories, dtype=torch.bool),
+            torch.from_numpy(distinct[padded:].astype(np.int64)),
         )
 
     def _add(self, members: Sequence[int], *, history: bool) -> int:

@@ -52,11 +52,17 @@ class TextTower:
         tokenizer: of the model.
         pooling: how the tokens become one vector.
         max_text_tokens: most tokens of a text, special ones included.
+
+    Attributes:
+        model: as given.
+        config: of the model.
+        pooling: as given.
+        dim: D, the length of the vectors.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, pooling: TextPooling, max_text_tokens: int) -> None:  # noqa: ANN401 - classes of transformers
-        self.model, self._tokenizer, self._pooling = model, tokenizer, pooling
-        config = cast("Any", model).config
+        self.model, self._tokenizer, self.pooling = model, tokenizer, pooling
+        self.config = config = cast("Any", model).config
         positions = getattr(config, "max_position_embeddings", None) or max_text_tokens
         self._tokens = min(max_text_tokens, int(positions), int(tokenizer.model_max_length))
         self.dim = int(config.hidden_size)
@@ -69,7 +75,7 @@ class TextTower:
     def encode(self, inputs: Inputs) -> Tensor:
         """(n, D), not normalised."""
         hidden = self.model(**inputs).last_hidden_state
-        return pooled(hidden, inputs["attention_mask"], self._pooling)
+        return pooled(hidden, inputs["attention_mask"], self.pooling)
 
 
 class ImageTower:
@@ -112,17 +118,20 @@ class Towers:
     Args:
         text: encodes texts.
         image: encodes pictures.
+
+    Attributes:
+        text: as given.
     """
 
     def __init__(self, text: TextTower, image: PictureModel) -> None:
-        self._text, self._image = text, image
+        self.text, self._image = text, image
         self.model: nn.Module = nn.ModuleDict({TEXT: text.model, IMAGE: image.model})
         self.dims: Mapping[str, int] = {TEXT: text.dim, IMAGE: image.dim}
         self.picture_pixels = image.pixels
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """See ``ItemEncoder``."""
-        return self._text.prepare(texts)
+        return self.text.prepare(texts)
 
     def prepare_pictures(self, pictures: Sequence[Image.Image]) -> Inputs:
         """See ``ItemEncoder``."""
@@ -130,7 +139,7 @@ class Towers:
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """See ``ItemEncoder``."""
-        return unit_rows(self._text.encode(inputs) if modality == TEXT else self._image.encode(inputs))
+        return unit_rows(self.text.encode(inputs) if modality == TEXT else self._image.encode(inputs))
 
 
 @dataclass(frozen=True)

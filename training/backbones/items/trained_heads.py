@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from index.items.slots import TEXT
 from training.backbones.identity import DESCRIPTION_FILE, MODEL_FORMAT, read_json
 from training.backbones.items.heads import ModalityHeads
+from training.backbones.items.last_layers import LAYERS_FILE, restore_text_layers
 from training.backbones.items.source import ItemSource
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE, TextBlocks, text_blocks_hash
 from training.errors import BackboneError
@@ -33,6 +34,7 @@ class ItemEmbedding:
         features: directory of the encoder's stored vectors, which may be missing or of fewer items.
         model: JSON-able provenance.
         text_blocks: joins the encoder's text vectors with TF-IDF for the heads; None for the vectors alone.
+        trained_layers: whether layers of the text encoder were trained, so that stored vectors of texts are not its.
     """
 
     source: ItemSource
@@ -41,6 +43,7 @@ class ItemEmbedding:
     features: Path
     model: dict[str, Any]
     text_blocks: TextBlocks | None = None
+    trained_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class HeadsDescription:
         dims: modality → length of the vectors that the heads read.
         length: of the heads' vectors.
         max_history: items of a history that they were trained on.
+        text_layers: last layers of the text encoder that were trained with them.
     """
 
     source: ItemSource
     dims: dict[str, int]
     length: int
     max_history: int
+    text_layers: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> "HeadsDescription":
@@ -77,7 +82,8 @@ class HeadsDescription:
             )
         try:
             dims = {name: int(size) for name, size in found["dims"].items()}
-            return cls(ItemSource.from_json(found["source"]), dims, int(found["length"]), int(found["max_history"]))
+            numbers = (int(found["length"]), int(found["max_history"]), int(found.get("text_layers", 0)))
+            return cls(ItemSource.from_json(found["source"]), dims, *numbers)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackboneError(f"{path}: cannot be read ({error}); train the model again") from error
 
@@ -90,6 +96,7 @@ class HeadsDescription:
             "length": self.length,
             "max_history": self.max_history,
         }
+        described |= {"text_layers": self.text_layers} if self.text_layers else {}
         (directory / DESCRIPTION_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -108,8 +115,13 @@ def save_heads(
     (directory / TEXT_BLOCKS_FILE).unlink(missing_ok=True)
     if text_blocks is not None:
         text_blocks.save(directory / TEXT_BLOCKS_FILE)
-    save_file({name: value.contiguous().cpu() for name, value in heads.state_dict().items()}, directory / WEIGHTS_FILE)
-    HeadsDescription(source, heads.dims, heads.dim, heads.max_history).write(directory)
+    own = {name: value for name, value in heads.state_dict().items() if not name.startswith("text_layers.")}
+    save_file({name: value.contiguous().cpu() for name, value in own.items()}, directory / WEIGHTS_FILE)
+    (directory / LAYERS_FILE).unlink(missing_ok=True)
+    if heads.text_layers is not None:
+        heads.text_layers.save(directory)
+    layers = 0 if heads.text_layers is None else len(heads.text_layers.layers)
+    HeadsDescription(source, heads.dims, heads.dim, heads.max_history, layers).write(directory)
 
 
 def heads_provenance(directory: Path) -> dict[str, Any]:
@@ -125,6 +137,8 @@ def heads_provenance(directory: Path) -> dict[str, Any]:
     try:
         own = hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
         own = f"{own} {text_blocks_hash(directory / TEXT_BLOCKS_FILE)}".strip()
+        if (directory / LAYERS_FILE).is_file():
+            own = f"{own} {hashlib.sha256((directory / LAYERS_FILE).read_bytes()).hexdigest()}"
     except OSError as error:
         raise BackboneError(f"{directory}: the heads cannot be read ({error}); train the model again") from error
     made["weights"] = hashlib.sha256(f"{made['weights']} {own}".encode()).hexdigest()[:16]
@@ -159,12 +173,15 @@ def load_heads(directory: Path, features: Path) -> ItemEmbedding:
     Raises:
         BackboneError: a part is missing or unreadable.
     """
-    source, heads = HeadsDescription.read(directory).source, read_heads(directory)
-    blocks = TextBlocks.load(directory / TEXT_BLOCKS_FILE)
+    described, heads = HeadsDescription.read(directory), read_heads(directory)
+    source, blocks = described.source, TextBlocks.load(directory / TEXT_BLOCKS_FILE)
     encoder = source.load()
+    if described.text_layers:
+        restore_text_layers(encoder, described.text_layers, directory)
     given = dict(encoder.dims) | ({} if blocks is None else {TEXT: blocks.dim})
     if any(given.get(name) != size for name, size in heads.dims.items()):
         raise BackboneError(
             f"{directory}: the heads read vectors of {heads.dims}, the encoder gives {given}; train the model again"
         )
-    return ItemEmbedding(source, encoder, heads, features, heads_provenance(directory), blocks)
+    trained = described.text_layers > 0
+    return ItemEmbedding(source, encoder, heads, features, heads_provenance(directory), blocks, trained)

@@ -33,7 +33,11 @@ def heads(features: dict[str, np.ndarray]) -> ModalityHeads:
 def one(heads: ModalityHeads, block: np.ndarray, members: list[int], *, history: bool) -> Tensor:
     """The text vector of one item or history, newest first."""
     group = FeatureGroup(
-        "text", torch.from_numpy(block[members]), torch.arange(len(members))[None], torch.tensor([history])
+        "text",
+        torch.from_numpy(block[members]),
+        torch.arange(len(members))[None],
+        torch.tensor([history]),
+        torch.tensor(members),
     )
     return heads(FeatureBatch((group,)))[0].detach()
 
