@@ -8,7 +8,7 @@ searched together, with the query times the scale: each search stays one of inne
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -70,12 +70,45 @@ class ScaledRows:
         return replace(job, history=None, rows=None, allowed=self.allowed, query=lambda *_: scaled)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _ItemSlots:
+    """Which slots the items of a bundle have.
+
+    Attributes:
+        codes: (n,) uint32, one bit for each slot, the first slot lowest.
+        kinds: (c,) uint32, the different codes of the rows that may be found.
+        present: (c, slots) bool, the same as slots.
+    """
+
+    codes: NDArray[np.uint32]
+    kinds: NDArray[np.uint32]
+    present: NDArray[np.bool_]
+    _groups: dict[tuple[int, ...], NDArray[np.bool_]] = field(default_factory=dict)
+
+    def group(self, kinds: tuple[int, ...]) -> NDArray[np.bool_]:
+        """(n,) bool: the items of some kinds; kept, as it is the same for every filter."""
+        if kinds not in self._groups:
+            if len(self._groups) >= _MOST_GROUPS:
+                self._groups.clear()
+            self._groups[kinds] = np.isin(self.codes, kinds)
+        return self._groups[kinds]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "_ItemSlots":
+        numbers = np.arange(len(bundle.layout.slots), dtype=np.uint32)
+        codes = np.zeros(len(bundle), dtype=np.uint32)
+        for start in range(0, len(bundle), _BLOCK_ROWS):
+            rows = np.arange(start, min(start + _BLOCK_ROWS, len(bundle)))
+            codes[rows] = _present(bundle, rows) @ (np.uint32(1) << numbers)
+        kinds = np.unique(codes[bundle.indexed])
+        return cls(codes, kinds, (kinds[:, None] >> numbers & 1).astype(np.bool_))
+
+
 class SlotScales:
     """The groups of items that slot weights scale alike; to be used in the event loop."""
 
     def __init__(self) -> None:
-        self._slots: WeakKeyDictionary[Bundle, NDArray[np.uint32]] = WeakKeyDictionary()
-        self._members: WeakKeyDictionary[Bundle, dict[tuple[int, ...], NDArray[np.bool_]]] = WeakKeyDictionary()
+        self._slots: WeakKeyDictionary[Bundle, _ItemSlots] = WeakKeyDictionary()
         self._masks: WeakKeyDictionary[Bundle | RowMask, dict[tuple[int, ...], RowMask]] = WeakKeyDictionary()
 
     async def groups(
@@ -95,23 +128,19 @@ class SlotScales:
         slots = self._slots.get(bundle)
         if slots is None:
             inline = len(bundle) <= _INLINE_ITEMS
-            slots = _slots_of(bundle) if inline else await asyncio.to_thread(_slots_of, bundle)
+            slots = _ItemSlots.of(bundle) if inline else await asyncio.to_thread(_ItemSlots.of, bundle)
             self._slots[bundle] = slots
-        kinds = np.unique(slots[bundle.indexed])
-        names = np.arange(len(bundle.layout.slots), dtype=np.uint32)
-        scales = bundle.layout.weight_scales((kinds[:, None] >> names & 1).astype(np.bool_), slot_weights)
+        scales = bundle.layout.weight_scales(slots.present, slot_weights)
         if (scales == 1).all():
             return [ScaledRows(1.0, allowed)]
         ordered = sorted(set(scales.tolist()), key=lambda scale: (scale != 1, scale))
         groups = [
-            ScaledRows(scale, self._mask(bundle, allowed, slots, tuple(kinds[scales == scale].tolist())))
+            ScaledRows(scale, self._mask(bundle, allowed, slots, tuple(slots.kinds[scales == scale].tolist())))
             for scale in ordered
         ]
         return [group for group in groups if group.allowed is None or group.allowed.count] or groups[:1]
 
-    def _mask(
-        self, bundle: Bundle, allowed: RowMask | None, slots: NDArray[np.uint32], kinds: tuple[int, ...]
-    ) -> RowMask:
+    def _mask(self, bundle: Bundle, allowed: RowMask | None, slots: _ItemSlots, kinds: tuple[int, ...]) -> RowMask:
         of = bundle if allowed is None else allowed
         known = self._masks.get(of)
         if known is None:
@@ -121,16 +150,8 @@ class SlotScales:
         if kinds not in known:
             if len(known) >= _MOST_GROUPS:
                 known.clear()
-            members = self._members_of(bundle, slots, kinds)  # the same for every filter
+            members = slots.group(kinds)
             known[kinds] = RowMask.of(members, bundle.indexed) if allowed is None else allowed & members
-        return known[kinds]
-
-    def _members_of(self, bundle: Bundle, slots: NDArray[np.uint32], kinds: tuple[int, ...]) -> NDArray[np.bool_]:
-        known = self._members.setdefault(bundle, {})
-        if len(known) >= _MOST_GROUPS:
-            known.clear()
-        if kinds not in known:
-            known[kinds] = np.isin(slots, kinds)
         return known[kinds]
 
 
@@ -153,13 +174,3 @@ def _present(bundle: Bundle, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     present = codes == ModalityStatus.PRESENT
     imputed = bundle.imputed(rows)
     return np.asarray(present | (imputed[:, None] & (codes == ModalityStatus.COLD)))
-
-
-def _slots_of(bundle: Bundle) -> NDArray[np.uint32]:
-    """(n,) uint32: the slots that each item has, one bit each, the first slot lowest."""
-    bits = (1 << np.arange(len(bundle.layout.slots))).astype(np.uint32)
-    slots = np.zeros(len(bundle), dtype=np.uint32)
-    for start in range(0, len(bundle), _BLOCK_ROWS):
-        rows = np.arange(start, min(start + _BLOCK_ROWS, len(bundle)))
-        slots[rows] = _present(bundle, rows) @ bits
-    return slots

@@ -3,7 +3,8 @@
 # The map g goes from the vectors of text and picture to behaviour vectors: kernel ridge regression on the principal
 # components, in its Nyström form (Williams and Seeger, 2001), so that a few landmarks are stored and not every item. It
 # is fitted on the trained vectors of warm items, which count the more the more events they have. The imputed vector is
-# ρ · normalise(g(content)), ρ < 1.
+# ρ · normalise(g(content)), 0 < ρ ≤ 1. A ρ that rises with the events of an item was measured and gains nothing
+# (docs/experiments/new-items.md, "Lengths that rise with the events").
 #
 # ρ is calibrated on validation, so that imputed items get the share of the first ten positions that they deserve, their
 # share of the events. New items are imitated by hash folds of warm items: without their behaviour vectors, predicted by
