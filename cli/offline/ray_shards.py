@@ -1,5 +1,6 @@
 """Options and start of the workers of a Ray cluster, for `vlm2rec embed` and `reindex`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,7 +39,7 @@ WorkerThreadsOption = Annotated[
 
 
 def check_engine(engine: str, address: str | None, most: int | None) -> None:
-    """Check that options of Ray come with its engine.
+    """Check that options of Ray come with its engine, and that this is the only process.
 
     Args:
         engine: ``process`` or ``ray``.
@@ -46,8 +47,14 @@ def check_engine(engine: str, address: str | None, most: int | None) -> None:
         most: most workers.
 
     Raises:
-        BadParameter: they do not.
+        BadParameter: they do not, or `torchrun` started several processes, which would wait for the lock of the run.
     """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and processes != "1":
+        raise typer.BadParameter(
+            f"must run in one process, torchrun started {processes}: leave torchrun out. Several processes and "
+            "machines embed with --engine ray"
+        )
     if engine == "process" and (address is not None or most is not None):
         raise typer.BadParameter("--ray-address and --ray-workers need --engine ray")
 

@@ -108,7 +108,7 @@ class Dataset:
             DatasetError: the object store does not answer, or refuses.
         """
         named = self.items[IMAGE].drop_nulls()
-        return sum(self.picture(name) is None for name in named.to_list() if name.strip())
+        return sum(self.picture(name) is None for name in named if name.strip())
 
     def copies(self) -> int:
         """Number of interactions with the user, the item and the second of an earlier one."""

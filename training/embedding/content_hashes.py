@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
@@ -37,6 +37,7 @@ SCHEMA = pl.Schema(
         MTIME: pl.Int64(),
     }
 )
+_STAMP = (PICTURE_HASH, SIZE, MTIME)
 _HEX = 32
 _DECODING = "decoding 2"
 _AHEAD = 512
@@ -181,25 +182,11 @@ def read_contents(
         progress: called with the numbers of finished and of all pictures; an error that it raises ends the work.
         threads: number of reading threads; None for four per core, at most 16.
     """
-    names = dataset.items[IMAGE].to_list()
-    distinct = sorted({name for name in names if name is not None and name.strip()})
-    known = _known(trusted)
     workers = threads or min(_MOST_THREADS, 4 * available_cores())
-    stamps: dict[str | None, _Stamp] = {}
-    for name, stamp in zip(distinct, _stamp_all(dataset, distinct, known, workers), strict=True):
-        stamps[name] = stamp
-        progress(len(stamps), len(distinct))
-    nothing: _Stamp = (None, None, None)
-    found = [stamps.get(name, nothing) for name in names]
-    columns = {
-        ITEM_ID: dataset.items[ITEM_ID],
-        TEXT_HASH: _text_hashes(dataset),
-        PICTURE_HASH: [stamp[0] for stamp in found],
-        IMAGE: names,
-        SIZE: [stamp[1] for stamp in found],
-        MTIME: [stamp[2] for stamp in found],
-    }
-    return ContentHashes(pl.DataFrame(columns, schema=SCHEMA))
+    items = dataset.items.select(ITEM_ID, _text_hashes(dataset), IMAGE)
+    pictures = _picture_hashes(dataset, _known(items.select(IMAGE), trusted), progress, workers)
+    found = items.join(pictures, on=IMAGE, how="left", maintain_order="left").select(list(SCHEMA))
+    return ContentHashes(found)
 
 
 def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDArray[np.bool_]:
@@ -214,9 +201,9 @@ def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDAr
     """
     if contents is not None:
         return contents.not_found()
-    names = dataset.items[IMAGE].to_list()
-    lost = [bool(name and name.strip()) and dataset.image_path(row) is None for row, name in enumerate(names)]
-    return np.array(lost, dtype=np.bool_)
+    names = dataset.items[IMAGE]  # iterating makes strings of some thousand rows at a time
+    lost = (bool(name and name.strip()) and dataset.picture(name) is None for name in names)
+    return np.fromiter(lost, dtype=np.bool_, count=names.len())
 
 
 def _text_hashes(dataset: Dataset) -> pl.Series:
@@ -262,35 +249,42 @@ def metadata_digest(table: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(trusted: ContentHashes | None) -> dict[tuple[str, int, int], str]:
+def _known(images: pl.DataFrame, trusted: ContentHashes | None) -> pl.DataFrame:
+    """The different paths of pictures, ascending, with hash, size and time of an earlier state, null where unknown."""
+    named = images.filter(pl.col(IMAGE).str.strip_chars() != "").unique().sort(IMAGE)
     if trusted is None:
-        return {}
+        return named.with_columns(pl.lit(None, SCHEMA[name]).alias(name) for name in _STAMP)
     rows = trusted.frame.filter(pl.col(PICTURE_HASH) != NOT_READ).drop_nulls([IMAGE, SIZE, MTIME])
-    return {
-        (name, size, time): digest for digest, name, size, time in rows.select(PICTURE_HASH, IMAGE, SIZE, MTIME).rows()
-    }
+    return named.join(rows.select(IMAGE, *_STAMP).unique(IMAGE), on=IMAGE, how="left", maintain_order="left")
 
 
-def _stamp_all(
-    dataset: Dataset, names: Sequence[str], known: dict[tuple[str, int, int], str], threads: int
-) -> Iterator[_Stamp]:
-    """Hash in threads, in order, with a bounded number of pending results."""
+def _picture_hashes(dataset: Dataset, known: pl.DataFrame, progress: Progress, threads: int) -> pl.DataFrame:
+    """Hash, size and time of each picture; read in threads, in order, and kept in columns but for some thousand."""
+    blocks, done = [pl.DataFrame(schema={name: SCHEMA[name] for name in (IMAGE, *_STAMP)})], 0
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for start in range(0, len(names), _AHEAD):
-            yield from pool.map(lambda name: _stamp(dataset, name, known), names[start : start + _AHEAD])
+        for rows in known.iter_slices(_BLOCK_ROWS):
+            stamps: list[_Stamp] = []
+            for part in rows.iter_slices(_AHEAD):  # so that few results wait
+                for stamp in pool.map(lambda row: _stamp(dataset, *row), part.rows()):
+                    stamps.append(stamp)
+                    done += 1
+                    progress(done, known.height)
+            read = pl.DataFrame(stamps, schema={name: SCHEMA[name] for name in _STAMP}, orient="row")
+            blocks.append(rows.select(IMAGE).hstack(read))
+    return pl.concat(blocks)
 
 
-def _stamp(dataset: Dataset, name: str, known: dict[tuple[str, int, int], str]) -> _Stamp:
+def _stamp(dataset: Dataset, name: str, known: str | None, size: int | None, time: int | None) -> _Stamp:
+    """Hash, size and time of a picture; the hash is the known one where size and time are."""
     path = dataset.picture(name)
     if path is None:
         return None, None, None
     try:
         status = path.stat()
-        digest = known.get((name, status.st_size, status.st_mtime_ns))
-        if digest is None:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno()) if isinstance(path, Path) else status
-                digest = picture_hash(file)
+        if known is not None and (size, time) == (status.st_size, status.st_mtime_ns):
+            return known, size, time
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno()) if isinstance(path, Path) else status
+            return picture_hash(file), status.st_size, status.st_mtime_ns
     except OSError:
         return NOT_READ, None, None
-    return digest, status.st_size, status.st_mtime_ns

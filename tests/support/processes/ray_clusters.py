@@ -25,12 +25,19 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="ray-")  # short: it holds sockets
+        self._folders: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        options = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}")
-        self._start("--head", "--node-ip-address=127.0.0.1", *options)
+        self._port = free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self._head = self._start_head()
+
+    def kill_head(self) -> None:
+        """Kill all that runs on the head, at once."""
+        self.kill(self._head)
+
+    def restart_head(self) -> None:
+        """Start a head at the same address, after it was killed; it knows nothing of the one before."""
+        self._head = self._start_head()
 
     def add(self) -> "subprocess.Popen[bytes]":
         """Let a machine join."""
@@ -47,7 +54,14 @@ class Cluster:
         for machine in reversed(self._processes):
             if machine.poll() is None:
                 self.kill(machine)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_head(self) -> "subprocess.Popen[bytes]":
+        # Short, as it holds sockets; one for each head, as a folder says that its head still runs.
+        self._folders.append(tempfile.mkdtemp(prefix="ray-"))
+        options = (f"--port={self._port}", "--include-dashboard=false", f"--temp-dir={self._folders[-1]}")
+        return self._start("--head", "--node-ip-address=127.0.0.1", *options)
 
     def _start(self, *options: str) -> "subprocess.Popen[bytes]":
         words = ("start", *options, "--num-cpus=1", "--object-store-memory=104857600", "--block")

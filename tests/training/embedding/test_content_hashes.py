@@ -1,6 +1,8 @@
 """Content hashes depend only on the input of the model."""
 
 import hashlib
+import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,47 @@ def test_a_shared_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert made.frame["picture"].n_unique() == 1
     assert len(read) == 1
     assert seen == [(1, 1)]
+
+
+def test_only_pictures_of_another_size_or_time_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(name.encode())
+        os.utime(tmp_path / name, ns=(1, 1))
+    data = catalogue(tmp_path, "c,t,,c.png", "x,t,,none.png", "a,t,,a.png", "b,t,,b.png", "e,t,,", "a2,t,,a.png")
+    before = read_contents(data)
+    assert before.frame["image"].to_list() == ["c.png", "none.png", "a.png", "b.png", None, "a.png"]
+    (tmp_path / "b.png").write_bytes(b"other")
+    os.utime(tmp_path / "c.png", ns=(2, 2))
+    read: list[str] = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        "training.embedding.content_hashes.hashlib.file_digest",
+        lambda file, name: read.append(Path(file.name).name) or real(file, name),
+    )
+    after = read_contents(data, trusted=before)
+    assert sorted(read) == ["b.png", "c.png"]
+    assert after.frame.drop("mtime_ns").equals(read_contents(data).frame.drop("mtime_ns"))
+    assert after.against(before).same.tolist() == [True, True, True, False, True, True]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_memory_grows_by_columns_and_not_by_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Python's strings, tuples and dictionaries took 380 bytes an item, columns of polars are not counted here."""
+    items = 40_000
+    (tmp_path / "p.png").write_bytes(b"x")
+    data = catalogue(tmp_path, *(f"i{row},t,,pictures/{row:060d}.png" for row in range(items)))
+    monkeypatch.setattr(Dataset, "picture", lambda _self, _name: tmp_path / "p.png")
+    trusted = read_contents(data, threads=1) if known else None
+    tracemalloc.start()
+    try:
+        found = read_contents(data, trusted=trusted, threads=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.frame["picture"].n_unique() == 1
+    assert peak < 150 * items  # of some thousand at a time
 
 
 def test_a_delta_by_hand() -> None:

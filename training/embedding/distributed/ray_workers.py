@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from training.embedding.distributed.shard_pool import Failure
@@ -19,10 +19,13 @@ from training.errors import EmbeddingsError
 _LEFT_FREE: Final = 1.0  # CPUs of the cluster, so that others' tasks, and Ray's own, still find room
 _LEAST_CPUS: Final = 0.01
 _CONNECT_S: Final = 10.0
+_AGAIN: Final = "see to its head and its machines, then start the same command again to go on"
 
 
 class RayWorkers:
     """Actors of a connected cluster; see `shard_pool.Workers`.
+
+    Every method but :meth:`end` raises EmbeddingsError: the cluster is gone, or does not answer.
 
     One worker a GPU where the cluster has GPUs, else as many as have a CPU for each of their threads, with one CPU
     left. A worker reserves as many CPUs as it has threads, so that workers beside each other do not slow each other
@@ -36,36 +39,44 @@ class RayWorkers:
 
     def __init__(self, ray: Any, job: ShardJob, most: int | None = None) -> None:  # noqa: ANN401 - a module
         self._ray, self._job, self._most = ray, job, most
+        self._head: str = ray.get_runtime_context().gcs_address
+        self._lost = False
         self._actor = ray.remote(ShardWorker)
 
     def wanted(self) -> int:
         """As many as there are GPUs, else as their threads have CPUs but one; at most ``most``."""
         if self._most is not None:
             return self._most
-        total = self._ray.cluster_resources()
+        total = self._resources()
         room = (float(total.get("CPU", 0)) - _LEFT_FREE) / self._job.threads
         return max(1, math.floor(float(total.get("GPU", 0))) or math.floor(room))
 
     def start(self) -> tuple[Any, Any]:
         """Start an actor; Ray places it when a machine has room."""
-        total = self._ray.cluster_resources()
+        total = self._resources()
         cpus = cpus_of_worker(total.get("CPU", 0), self.wanted(), self._job.threads)
         gpus = min(1.0, total.get("GPU", 0) / self.wanted())
-        actor = self._actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote(self._job)
-        return actor, actor.prepare.remote()
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        with self._reaching():
+            actor = self._actor.options(**options).remote(self._job)
+            return actor, actor.prepare.remote()
 
     def encode(self, worker: Any, number: int, planned: Sequence[PlannedItem]) -> Any:  # noqa: ANN401
         """Begin a shard."""
-        return worker.encode.remote(number, planned)
+        with self._reaching():
+            return worker.encode.remote(number, planned)
 
     def wait(self, tasks: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         """The calls that have ended."""
-        ended, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s)
+        with self._reaching():
+            ended, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s)
         return list(ended)
 
     def failure(self, task: Any) -> Failure | None:  # noqa: ANN401
         """Why a call failed, in one line."""
         errors = self._ray.exceptions
+        with self._reaching():
+            pass  # where the head is gone, the next call would wait for it
         try:
             self._ray.get(task)
         except errors.RayTaskError as error:
@@ -76,17 +87,56 @@ class RayWorkers:
         return None
 
     def end(self, worker: Any) -> None:  # noqa: ANN401
-        """Kill an actor; nothing happens where it is dead."""
-        self._ray.kill(worker)
+        """Kill an actor; nothing happens where it is dead, or the cluster is gone."""
+        with suppress(EmbeddingsError), self._reaching():
+            self._ray.kill(worker)
 
     def room(self) -> str:
         """CPUs and GPUs of the cluster, and how many of them are free."""
-        total, free = self._ray.cluster_resources(), self._ray.available_resources()
+        total = self._resources()
+        with self._reaching():
+            free = self._ray.available_resources()
         return ", ".join(
             f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s of the cluster are free"
             for kind in ("CPU", "GPU")
             if total.get(kind) or kind == "CPU"
         )
+
+    def _resources(self) -> dict[str, float]:
+        """CPUs and GPUs of the cluster."""
+        with self._reaching():
+            return dict(self._ray.cluster_resources())
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Check that the cluster's head is there, and translate errors of the calls of the block.
+
+        Such a call waits where the head is gone, and after a minute Ray ends the whole process, with exit code 1.
+
+        Raises:
+            EmbeddingsError: the head is gone, or does not answer.
+        """
+        try:
+            self._check_head()
+            yield
+        except (self._ray.exceptions.RayError, RuntimeError, OSError) as error:
+            raise EmbeddingsError(
+                f"the Ray cluster does not answer ({type(error).__name__}: {_first_line(error)}); {_AGAIN}"
+            ) from error
+
+    def _check_head(self) -> None:
+        """Connect to the head once; after a failure it counts as gone.
+
+        Raises:
+            OSError: nothing listens there.
+        """
+        if self._lost:
+            raise ConnectionError("its head is gone")
+        try:
+            _connect(self._head)
+        except OSError:
+            self._lost = True
+            raise
 
 
 def cpus_of_worker(total: float, workers: int, threads: int = 1) -> float:
@@ -151,15 +201,24 @@ def _check_listens(address: str | None) -> None:
     Raises:
         EmbeddingsError: nothing listens there.
     """
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        _connect(address or "")
     except (OSError, OverflowError) as error:
         raise EmbeddingsError(
             f"no Ray cluster at {address} ({error}); start one with `ray start --head`, or correct --ray-address"
         ) from error
+
+
+def _connect(address: str) -> None:
+    """Connect to ``host:port`` and close; nothing for an address of another form.
+
+    Raises:
+        OSError: nothing listens there.
+        OverflowError: there is no such port.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _first_line(error: BaseException) -> str:

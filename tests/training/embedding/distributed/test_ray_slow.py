@@ -14,6 +14,8 @@ from tests.support.environments import without_coverage
 from tests.support.processes.ray_clusters import NO_RAY, TOKEN, Cluster
 from tests.support.shops import eventually
 from tests.support.stores.redis_servers import free_port
+from tests.support.stores.s3_server import S3Server
+from tests.support.stores.stored_data import URL, upload
 from training.config.run_config import load_config, to_toml
 
 ITEMS = 240
@@ -40,8 +42,8 @@ def large(home: Path) -> Path:
     return home
 
 
-def start(home: Path, run: str, *options: str) -> "subprocess.Popen[str]":
-    words = ("embed", str(home / "data"), "--run", str(home / run), "--threads", "1", *options)
+def start(home: Path, run: str, *options: str, data: str | None = None) -> "subprocess.Popen[str]":
+    words = ("embed", data or str(home / "data"), "--run", str(home / run), "--threads", "1", *options)
     environment = {**without_coverage(), "CUDA_VISIBLE_DEVICES": "", "RAY_DEDUP_LOGS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", *words],
@@ -104,6 +106,44 @@ def test_a_machine_and_the_command_are_killed_and_a_machine_joins(large: Path, c
     assert 2 * before <= done < ITEMS
     assert vectors(large, "run") == vectors(large, "alone")
     assert "would embed 0 of 240" in ended(start(large, "run", "--dry-run"))
+
+
+@pytest.mark.slow
+def test_a_lost_head_is_one_line_and_the_same_command_goes_on_after_its_restart(large: Path, cluster: Cluster) -> None:
+    cluster.add()
+    ended(start(large, "alone"))
+    options = ("--engine", "ray", "--ray-address", cluster.address)
+    first = start(large, "run", *options)
+    killed(large, 6, cluster.kill_head)
+    _, errors = first.communicate(timeout=LONGEST_S)
+    before = shards(large)
+    assert first.returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.search(r"^error: the Ray cluster does not answer \(.*\); .* start the same command again to go on$", line)
+    assert "Traceback" not in errors
+    assert 6 <= before < ITEMS // 2
+
+    cluster.restart_head()
+    cluster.add()
+    said = ended(start(large, "run", *options))
+    assert int(re.findall(r"\(([0-9]+) of them before an interruption\)", said)[0]) == 2 * before
+    assert vectors(large, "run") == vectors(large, "alone")
+
+
+@pytest.mark.slow
+def test_workers_read_a_data_set_in_an_object_store(
+    home: Path,
+    expected: dict[str, bytes],
+    s3: S3Server,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(s3, home / "data")
+    shutil.rmtree(home / "data")
+    monkeypatch.setenv("VLM2REC_DATA_CACHE", str(home / "cache"))
+    cluster: Cluster = request.getfixturevalue("cluster")  # its machines inherit the variables of the store
+    ended(start(home, "run", "--engine", "ray", "--ray-address", cluster.address, data=URL))
+    assert vectors(home, "run") == expected
 
 
 @pytest.mark.slow
