@@ -41,7 +41,7 @@ from training.encoder.job import split_dataset
 from training.evaluation.fitted_run import FittedRun
 from training.lists.build import co_occurrence_list, look_list, words_list
 from training.lists.validation_pool import ValidationPool
-from training.lists.weights import choose_weights
+from training.lists.weights import best_figures, choose_weights
 from training.ranking.slot_ranker import SlotRanker
 
 _BATCH: Final = 64
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     validation = evenly_spaced(parts.validation, config.validation_users)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY) if (run / ENCODER_DIRECTORY / FIT_FILE).is_file() else None
-    weigh = partial(_weighed, validation=validation, config=config, items=items)
+    weigh = partial(_weighed, validation=validation, config=config, items=items, recency=options.recency)
     rows = {}
     vectors = encoded_texts(dataset, load_config(preset=PRESET).vlm, options.work)
     for name, words in word_lists(dataset.texts(), vectors, neighbours).items():
@@ -144,11 +144,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _weighed(
-    ranker: SlotRanker | None, lists: Mapping[str, ItemList], *, validation: Targets, config: EncoderConfig, items: int
-) -> dict[str, Any]:
-    """NDCG@10 with the best weights of these lists, its standard error, and the weights."""
+    ranker: SlotRanker | None, lists: Mapping[str, ItemList], *, validation: Targets, config: EncoderConfig, items: int,
+    recency: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """NDCG@10 with the best weights of these lists and its standard error; with all recencies the weights, too."""
     findable = np.ones(items, dtype=np.bool_) if ranker is None else ranker.findable
     pool = ValidationPool(ranker, validation, findable, lists, config.list_history, exclude_seen=config.exclude_seen)
+    if recency is not None:
+        figures = best_figures(pool, recency)
+        return {
+            "ndcg@10": round(figures["served_ndcg@10"], 5),
+            "standard_error": round(figures["served_error"], 5),
+            "recency": recency,
+        }
     chosen = choose_weights(pool, config.list_history)
     recency = float(chosen.weights.recency[min(1, config.list_history - 1)])
     error = pool.scored(recency).standard_error(tuple(chosen.weights.weights.values()))
@@ -175,6 +183,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="the data set")
     parser.add_argument("--run", type=Path, required=True, help="embedded, and fitted for the column of what is served")
     parser.add_argument("--work", type=Path, required=True, help="kept between runs")
+    parser.add_argument("--recency", type=float, help="the only recency that is tried, in a seventh of the time")
     parser.add_argument("--interactions", type=Path, help="instead of those in DATA")
     parser.add_argument("--out", type=Path, help="JSON with the figures")
     options = parser.parse_args(given)

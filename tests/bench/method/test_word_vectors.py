@@ -75,6 +75,11 @@ def test_each_list_is_weighed_on_validation(
     assert set(alone["no list"]["weights"]) == {"co", "look"}
     assert all(0 <= row["ndcg@10"] <= 1 for row in alone.values())
     assert found["words"]["TF-IDF"]["words alone"]["weights"].keys() == {"words"}
+    quick = tmp_path / "quick.json"
+    main([str(data), "--run", str(run), "--work", str(tmp_path / "work"), "--recency", "0.7", "--out", str(quick)])
+    for name, row in json.loads(quick.read_text())["words"].items():  # only idle lists are not left out
+        assert row["lists alone"]["ndcg@10"] >= alone[name]["ndcg@10"]
+        assert row["lists alone"]["recency"] == 0.7
     recorded = json.loads((run / "encoder" / "fit.json").read_text())["lists"]
     served = found["words"]["TF-IDF"]["served"]["ndcg@10"]
     if recorded["co_backward"] == 1:  # the same lists
