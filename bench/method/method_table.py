@@ -5,6 +5,7 @@ way.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ _VALIDATION_BY_SEED: Final = "validation by seed"
 _PAIRED: Final = "paired"
 _PAIRED_ON_VALIDATION: Final = "paired on validation"
 _Runs = Mapping[int, Mapping[str, Any]]
+_BySeed = Mapping[str, Mapping[str, float]]
 
 
 def write_table(plan: MethodPlan, work: Path, out: Path) -> None:
@@ -92,7 +94,7 @@ def of_catalogue(
     if users is None:
         users, popular = (stored["users"], stored[POPULARITY]) if kept else ({}, {})
     elif kept and (users, rounded(popular)) != (stored["users"], stored[POPULARITY]):
-        raise SystemExit(f"{catalogue.name}: the file has figures of other users; move it aside")
+        raise SystemExit(f"{catalogue.name}: the file has figures of other users; take the catalogue out of it first")
     return {**about, "users": users, POPULARITY: popular, "rows": _joined(catalogue.rows, kept, rows)}
 
 
@@ -123,7 +125,8 @@ def _measured(
 ) -> tuple[dict[str, int] | None, dict[str, float], dict[str, dict[str, Any]]]:
     """Users, popularity and rows from the units at hand; None without any.
 
-    A row with fewer seeds at hand than in the file stays as it is in the file.
+    A row with fewer seeds at hand than in the file stays as it is in the file; on validation, others are compared with
+    its seeds at hand.
     """
     places = {
         row.name: {seed: UnitPlace.of(work, Unit(catalogue, row, seed)) for seed in seeds} for row in catalogue.rows
@@ -132,23 +135,24 @@ def _measured(
         name: {seed: result for seed, place in of.items() if (result := place.result()) is not None}
         for name, of in places.items()
     }
-    results = {name: of for name, of in results.items() if of and len(of) >= len(kept.get(name, {}).get("seeds", ()))}
+    results = {name: of for name, of in results.items() if of}
     if not results:
         return None, {}, {}
     ranks = {name: {seed: places[name][seed].ranks() for seed in of} for name, of in results.items()}
+    results = {name: of for name, of in results.items() if len(of) >= len(kept.get(name, {}).get("seeds", ()))}
     popular = next(found for of in ranks.values() for found in of.values())
     rows = {row.name: _row(row, results[row.name]) for row in catalogue.rows if row.name in results}
-    _compare(rows, _readings(ranks, VALIDATION), _PAIRED_ON_VALIDATION)
+    _compare(rows, ranks, _readings(ranks, VALIDATION), _PAIRED_ON_VALIDATION)
     # Fresh users' figures are read of the rows that validation chose, and of no other.
     chosen = set(
         choose([rows.get(row.name) or kept[row.name] for row in catalogue.rows if row.name in {*rows, *kept}]).values()
     )
-    fresh = {name: of for name, of in ranks.items() if name in chosen or FIGURES in kept.get(name, {})}
+    fresh = {name: ranks[name] for name in rows if name in chosen or FIGURES in kept.get(name, {})}
     if fresh:
         readings = _readings(fresh, FRESH)
         for name in fresh:
             rows[name] |= _of_fresh(name, results[name], readings)
-        _compare({name: rows[name] for name in fresh}, readings, _PAIRED)
+        _compare({name: rows[name] for name in fresh}, fresh, readings, _PAIRED)
     users = {part: len(popular[f"{part} {POPULARITY}"]) for part in (FRESH, VALIDATION)}
     of_popularity = popular[f"{FRESH} {POPULARITY}"]
     means = {
@@ -168,7 +172,7 @@ def _joined(
     changed = {
         name
         for name, row in measured.items()
-        if name in kept and rounded(row.get(_BY_SEED)) != kept[name].get(_BY_SEED)
+        if name in kept and not _same_figures(row.get(_BY_SEED, {}), kept[name].get(_BY_SEED, {}))
     }
     found = []
     for row in planned:
@@ -186,6 +190,15 @@ def _joined(
                 paired[reading] = paired.get(reading, {}) | usable
         found.append({**joined, "title": row.title, "group": row.line, _PAIRED: paired})
     return found
+
+
+def _same_figures(measured: _BySeed, stored: _BySeed) -> bool:
+    """Whether two measurements agree to a thousandth; the rounding of ties differs between versions by less."""
+    return measured.keys() == stored.keys() and all(
+        math.isclose(means.get(reading, 0.0), mean, rel_tol=1e-3)
+        for seed, means in measured.items()
+        for reading, mean in stored[seed].items()
+    )
 
 
 def _readings(ranks: Mapping[str, Mapping[int, Mapping[str, metrics.Ranks]]], part: str) -> Readings:
@@ -237,15 +250,12 @@ def _of_fresh(name: str, results: _Runs, fresh: Readings) -> dict[str, Any]:
     }
 
 
-def _compare(rows: Mapping[str, dict[str, Any]], readings: Readings, key: str) -> None:
-    """Store the paired intervals of every row against every other, and against popularity."""
+def _compare(rows: Mapping[str, dict[str, Any]], others: Iterable[str], readings: Readings, key: str) -> None:
+    """Store the paired intervals of every row against the others and against popularity, over the seeds of both."""
+    rivals = (*others, POPULARITY)
     for name, row in rows.items():
         row[key] = {
-            reading: {
-                other: interval
-                for other in (*rows, POPULARITY)
-                if (interval := _interval(readings, name, other, reading))
-            }
+            reading: {other: interval for other in rivals if (interval := _interval(readings, name, other, reading))}
             for reading in _NAMES
             if Reading(name, reading) in readings
         }

@@ -137,6 +137,18 @@ def test_units_that_are_gone_keep_the_figures_of_the_file(work: Path) -> None:
     assert write(work) == before  # one seed at hand, two in the file
 
 
+def test_on_validation_the_seeds_at_hand_are_compared(work: Path) -> None:
+    shutil.rmtree(work / "shop" / "r2-concat")
+    (stored,) = write(work)["catalogues"]
+    shutil.rmtree(work / "shop")
+    done(work, "sft-concat", 0, SFT, [HALF, HALF])
+    done(work, "r2-concat", 0, R2, [BEST, BEST])
+    found = rows(work, stored)
+    assert found["r2-concat"]["paired on validation"]["fused"]["sft-concat"] == pytest.approx([2, 2, 2])
+    assert "ndcg@10" not in found["r2-concat"]
+    assert found["sft-concat"] == next(row for row in stored["rows"] if row["name"] == "sft-concat")
+
+
 def test_a_row_that_would_be_trained_otherwise_loses_its_figures(work: Path) -> None:
     (stored,) = write(work)["catalogues"]
     shutil.rmtree(work / "shop")
