@@ -117,8 +117,13 @@ class _WorkerServer(SocketServer):
         self._show()
 
     async def on_tick(self, counter: int) -> bool:
-        """Check the connections and give a sign of life, ten times a second."""
+        """Check the connections and the parent, and give a sign of life, ten times a second.
+
+        A parent that dies before it has read a message ends the socket with an error, of which uvloop tells no reader.
+        """
         self._show()
+        if not self.should_exit and _has_ended(self._control):
+            self.handle_exit(signal.SIGTERM, None)
         return await super().on_tick(counter)
 
     def listeners_closed(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.test_server import children
+from tests.service.test_server import children, refuses_connections
 from tests.service.workers.test_supervisor import ASK, NO_REDIS, answers, asked, patched, workers_of
 from tests.support.processes import service_process
 from tests.support.processes.service_process import Service
@@ -167,6 +167,21 @@ def test_a_signal_before_all_answer_drains_those_that_do(
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "http://" not in output  # it was never ready
+
+
+def test_the_workers_end_when_the_parent_dies_before_it_reads_what_they_said(
+    monkeypatch: pytest.MonkeyPatch, small_registry: Path, tmp_path: Path
+) -> None:
+    """Their sockets then end with an error, of which uvloop tells no reader."""
+    flag = tmp_path / "starts"
+    with late_second(monkeypatch, small_registry, flag, "return run(*given)") as (port, process):
+        pids = children(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        flag.touch()
+        assert [reply[:15] for reply in answers(asked(port, 24))] == [OK] * 24  # the second one has started too
+        process.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert refuses_connections(port)
 
 
 def test_a_start_that_fails_drains_the_workers_that_answer(
