@@ -8,9 +8,11 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from training.embedding.distributed.shard_pool import Failure
 from training.embedding.distributed.shard_worker import PlannedItem, ShardJob, ShardWorker
@@ -19,7 +21,9 @@ from training.errors import EmbeddingsError
 _LEFT_FREE: Final = 1.0  # CPUs of the cluster, so that others' tasks, and Ray's own, still find room
 _LEAST_CPUS: Final = 0.01
 _CONNECT_S: Final = 10.0
+_PROBE_S: Final = 2.0
 _AGAIN: Final = "see to its head and its machines, then start the same command again to go on"
+_T = TypeVar("_T")
 
 
 class RayWorkers:
@@ -57,26 +61,28 @@ class RayWorkers:
         cpus = cpus_of_worker(total.get("CPU", 0), self.wanted(), self._job.threads)
         gpus = min(1.0, total.get("GPU", 0) / self.wanted())
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        with self._reaching():
+
+        def started() -> tuple[Any, Any]:
             actor = self._actor.options(**options).remote(self._job)
             return actor, actor.prepare.remote()
 
+        return self._answer(started)
+
     def encode(self, worker: Any, number: int, planned: Sequence[PlannedItem]) -> Any:  # noqa: ANN401
         """Begin a shard."""
-        with self._reaching():
-            return worker.encode.remote(number, planned)
+        return self._answer(partial(worker.encode.remote, number, planned))
 
     def wait(self, tasks: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         """The calls that have ended."""
-        with self._reaching():
-            ended, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s)
+        ended, _ = self._answer(partial(self._ray.wait, list(tasks), num_returns=1, timeout=timeout_s))
         return list(ended)
 
     def failure(self, task: Any) -> Failure | None:  # noqa: ANN401
         """Why a call failed, in one line."""
+        return self._answer(partial(self._failure, task))
+
+    def _failure(self, task: Any) -> Failure | None:  # noqa: ANN401
         errors = self._ray.exceptions
-        with self._reaching():
-            pass  # where the head is gone, the next call would wait for it
         try:
             self._ray.get(task)
         except errors.RayTaskError as error:
@@ -88,14 +94,12 @@ class RayWorkers:
 
     def end(self, worker: Any) -> None:  # noqa: ANN401
         """Kill an actor; nothing happens where it is dead, or the cluster is gone."""
-        with suppress(EmbeddingsError), self._reaching():
-            self._ray.kill(worker)
+        with suppress(EmbeddingsError):
+            self._answer(lambda: self._ray.kill(worker))
 
     def room(self) -> str:
         """CPUs and GPUs of the cluster, and how many of them are free."""
-        total = self._resources()
-        with self._reaching():
-            free = self._ray.available_resources()
+        total, free = self._resources(), self._answer(self._ray.available_resources)
         return ", ".join(
             f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s of the cluster are free"
             for kind in ("CPU", "GPU")
@@ -104,21 +108,31 @@ class RayWorkers:
 
     def _resources(self) -> dict[str, float]:
         """CPUs and GPUs of the cluster."""
-        with self._reaching():
-            return dict(self._ray.cluster_resources())
+        return dict(self._answer(self._ray.cluster_resources))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Check that the cluster's head is there, and translate errors of the calls of the block.
+    def _answer(self, call: Callable[[], _T]) -> _T:
+        """The result of a call of Ray.
 
-        Such a call waits where the head is gone, and after a minute Ray ends the whole process, with exit code 1.
+        A call waits where the head is gone, and after a minute Ray ends the whole process, with exit code 1. So it is
+        made in a thread, which is left behind then.
 
         Raises:
             EmbeddingsError: the head is gone, or does not answer.
         """
+        answer: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the answer is read
+                answer.set_exception(error)
+
         try:
             self._check_head()
-            yield
+            threading.Thread(target=run, daemon=True).start()
+            while not wait([answer], _PROBE_S).done:
+                self._check_head()
+            return answer.result()
         except (self._ray.exceptions.RayError, RuntimeError, OSError) as error:
             raise EmbeddingsError(
                 f"the Ray cluster does not answer ({type(error).__name__}: {_first_line(error)}); {_AGAIN}"

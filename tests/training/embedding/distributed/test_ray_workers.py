@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,6 +168,23 @@ def test_where_nothing_listens_at_the_head_ray_is_not_asked() -> None:
     with pytest.raises(EmbeddingsError, match="its head is gone"):
         found.failure(object())
     found.end(object())
+
+
+def test_a_call_that_waits_for_a_lost_head_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_workers, "_PROBE_S", 0.01)
+    head, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
+    cluster = Cluster({"CPU": 4.0}, head=f"127.0.0.1:{head.getsockname()[1]}")
+    found = workers(cluster, 1)
+
+    def waiting() -> dict[str, float]:
+        head.close()
+        ended.wait(60)
+        return {}
+
+    monkeypatch.setattr(cluster, "cluster_resources", waiting)
+    with pytest.raises(EmbeddingsError, match="the Ray cluster does not answer"):
+        found.wanted()
+    ended.set()
 
 
 def test_a_job_whose_cluster_is_gone_ends_with_that_line(tmp_path: Path) -> None:
