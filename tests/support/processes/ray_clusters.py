@@ -54,6 +54,8 @@ class Cluster:
         for machine in reversed(self._processes):
             if machine.poll() is None:
                 self.kill(machine)
+            if machine.stdout is not None:
+                machine.stdout.close()  # also of one that ended with its head
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 
