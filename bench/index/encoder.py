@@ -1,4 +1,4 @@
-"""Exports a sequence encoder with random weights to ONNX in the size that is served: 2 layers of 128.
+"""Exports a sequence encoder with random weights to ONNX: 2 layers of 128, twice the default width of `fit-encoder`.
 
     python -m bench.index.encoder .bench/encoder.onnx
 
