@@ -56,8 +56,8 @@ check-engines: engines
 check-versions:
 	$(PYTHON) .ci/python_versions.py $(VERSIONS_ARGS)
 
-# The extra `gpu` without a GPU, in an environment of its own: imports, the error of --device cuda, VLM2REC_DEVICE=auto, benches at
-# toy size on the CPU. About 2 GB to install, into .venvs.
+# The extra `gpu` without a GPU, in an environment of its own: imports, the error of VLM2REC_DEVICE=cuda, VLM2REC_DEVICE=auto,
+# benches at toy size on the CPU. About 2 GB to install, into .venvs.
 check-gpu: $(VENV)/.installed
 	$(BIN)/python .ci/gpu_engines.py
 

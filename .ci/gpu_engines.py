@@ -3,10 +3,10 @@
 
     .venv/bin/python .ci/gpu_engines.py     # installs about 2 GB into .venvs/gpu, then takes a minute or two
 
-Both libraries are imported and must be built for CUDA. `serve --device cuda` must end with one error, and the CPU must
-not take over. `VLM2REC_DEVICE=auto` must answer from the CPU and say so. `bench/gpu` runs at toy size on the CPU, but
-for `gpu_training.py`, which needs PyTorch. Prints what came of each check. Exit codes: 0 all passed, 1 one failed or
-the packages cannot be installed. Where there is a GPU, run the benches of `bench/gpu` themselves.
+Both libraries are imported and must be built for CUDA. With `VLM2REC_DEVICE=cuda` the service must end with one error,
+and the CPU must not take over. With `VLM2REC_DEVICE=auto` it must answer from the CPU and say so. `bench/gpu` runs at
+toy size on the CPU, but for `gpu_training.py`, which needs PyTorch. Prints what came of each check. Exit codes: 0 all
+passed, 1 one failed or the packages cannot be installed. Where there is a GPU, run the benches of `bench/gpu`.
 """
 
 import json
@@ -89,12 +89,12 @@ def index_bench(work: Path) -> str:
 
 
 def absence(work: Path) -> str:
-    """`serve --device cuda` ends with one error.
+    """With `VLM2REC_DEVICE=cuda` the service ends with one error.
 
     Raises:
         AssertionError: it serves, ends with a traceback, or says something else.
     """
-    code, output = ran([*serve(work), "--device", "cuda"], CHECK_S)
+    code, output = ran(["env", "VLM2REC_DEVICE=cuda", *serve(work)], CHECK_S)
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     if code == 0 or len(errors) != 1 or "device 'cuda'" not in errors[0] or "Traceback" in output:
         raise AssertionError(f"exit code {code}: {output[-2000:]}")

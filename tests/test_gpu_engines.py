@@ -1,4 +1,4 @@
-"""What the check of the GPU path accepts as the error of `serve --device cuda` on a machine without a GPU."""
+"""What the check of the GPU path accepts as the error of `VLM2REC_DEVICE=cuda` on a machine without a GPU."""
 
 import importlib.util
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_one_error_that_names_the_device_passes(
     asked: list[list[str]] = []
     monkeypatch.setattr(script, "ran", lambda command, _limit_s: asked.append(command) or (1, f"{{}}\n{ERROR}"))
     assert script.absence(tmp_path) == f"exit code 1, {ERROR.strip()}"
-    assert asked[0][-2:] == ["--device", "cuda"]
+    assert asked[0][:2] == ["env", "VLM2REC_DEVICE=cuda"]
     assert str(tmp_path / "catalogue-1000" / "registry") in asked[0]
 
 
