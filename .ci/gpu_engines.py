@@ -16,13 +16,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from python_versions import ROOT, ended, ran, say
+from python_versions import ROOT, install, ran, requirements, say
 
 HOME: Final = ROOT / ".venvs" / "gpu"
 PYTHON: Final = str(HOME / "bin/python")
@@ -40,33 +39,6 @@ assert has_cuda_provider(), ort.get_available_providers()
 assert has_gpu_support(), "faiss has no GPU resources"
 print("faiss", faiss.__version__, "onnxruntime", ort.__version__, *ort.get_available_providers())
 """
-
-
-def install() -> str | None:
-    """Make the environment, or keep one with the same packages; the end of the output if that failed.
-
-    Raises:
-        subprocess.TimeoutExpired: it takes too long.
-    """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
-    pins = [(ROOT / file).read_text(encoding="utf-8") for file in (CONSTRAINTS, "constraints/cpu.txt")]
-    stamp, content = HOME / "installed", "\n".join([*wanted, *pins])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == content:
-        return None
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    commands = (
-        [sys.executable, "-m", "venv", "--clear", str(HOME)],
-        [*pip, "--only-binary", ":all:", "--find-links", "wheels", "--constraint", CONSTRAINTS, *wanted],
-        [*pip, "--no-deps", "--editable", "."],
-    )
-    for command in commands:
-        failed = ended(command, INSTALL_S)
-        if failed is not None:
-            return failed
-    stamp.write_text(content, encoding="utf-8")
-    return None
 
 
 def imports(_work: Path) -> str:
@@ -153,7 +125,7 @@ WITHOUT_GPU: Final = (absence, automatic)
 def main() -> int:
     """Install and run every check, also after one that failed; 1 where something failed."""
     try:
-        failed = install()
+        failed = install(sys.executable, HOME, requirements(EXTRAS, torch=False), CONSTRAINTS, INSTALL_S)
     except subprocess.TimeoutExpired as late:
         failed = str(late)
     if failed is not None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
+PROJECT: Final = ROOT / "pyproject.toml"
 VERSIONS: Final = ("3.12", "3.13")
 EXTRAS: Final = ("cpu", "train", "demo", "dev")
 NEEDS_TORCH: Final = frozenset({"accelerate", "peft", "torch", "transformers"})
@@ -56,11 +57,11 @@ def interpreter_of(version: str) -> str | None:
     return None
 
 
-def requirements(*, torch: bool) -> list[str]:
+def requirements(wanted_extras: Sequence[str] = EXTRAS, *, torch: bool) -> list[str]:
     """The project's dependencies and those of the extras, without those that need PyTorch unless it is wanted."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines, wanted = list(project["dependencies"]), list(EXTRAS)
+    lines, wanted = list(project["dependencies"]), list(wanted_extras)
     while wanted:
         for line in extras[wanted.pop()]:
             nested = re.fullmatch(rf"{project['name']}\[(.*)\]", line)
@@ -77,25 +78,34 @@ def tests(*, torch: bool, redis: bool) -> list[str]:
     return [path for path in found if redis or path not in NEED_REDIS]
 
 
-def install(python: str, home: Path, *, torch: bool) -> str | None:
+def install(
+    python: str, home: Path, wanted: Sequence[str], constraints: str = CONSTRAINTS, limit_s: float = INSTALL_S
+) -> str | None:
     """Make an environment, or keep one with the same packages; the end of the output if that failed.
+
+    Args:
+        python: the interpreter.
+        home: directory of the environment; one with other packages is made anew.
+        wanted: requirements.
+        constraints: path of a file of pins, relative to the repository.
+        limit_s: seconds for each command.
 
     Raises:
         subprocess.TimeoutExpired: it takes too long.
     """
-    wanted = requirements(torch=torch)
-    stamp, content = home / "installed", "\n".join([*wanted, (ROOT / CONSTRAINTS).read_text(encoding="utf-8")])
+    pins = [(ROOT / file).read_text(encoding="utf-8") for file in sorted({constraints, CONSTRAINTS})]
+    stamp, content = home / "installed", "\n".join([*wanted, *pins])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == content:
         return None
     quiet = ("--quiet", "--disable-pip-version-check", "--no-compile")
     pip = [str(home / "bin/python"), "-m", "pip", "install", *quiet]
     commands = (
         [python, "-m", "venv", "--clear", str(home)],
-        [*pip, "--only-binary", ":all:", "--find-links", "wheels", "--constraint", CONSTRAINTS, *wanted],
+        [*pip, "--only-binary", ":all:", "--find-links", "wheels", "--constraint", constraints, *wanted],
         [*pip, "--no-deps", "--editable", "."],
     )
     for command in commands:
-        failed = ended(command, INSTALL_S)
+        failed = ended(command, limit_s)
         if failed is not None:
             return failed
     stamp.write_text(content, encoding="utf-8")
@@ -143,7 +153,7 @@ def check(version: str, *, torch: bool) -> Outcome:
     started = time.monotonic()
     home = ROOT / ".venvs" / f"python{version}"
     try:
-        failed = install(python, home, torch=torch)
+        failed = install(python, home, requirements(torch=torch))
     except subprocess.TimeoutExpired:
         return nothing_run(f"an install takes longer than {INSTALL_S} s here")
     if failed is not None:  # a package without a wheel for this version, or an index that cannot be reached
