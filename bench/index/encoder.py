@@ -15,16 +15,27 @@ from training.encoder.model import SequenceEncoder
 from training.encoder.onnx_export import export_encoder
 
 MAX_HISTORY = 10  # what `vlm2rec fit-encoder` takes by default
+WIDTH, LAYERS = 128, 2
 _LEARNED = 0.04  # of the first weights: the query stays near the mean of its history, as a trained one does
 
 
 def main() -> None:
     """Export to the path given."""
+    write_encoder(Path(sys.argv[1]), WIDTH, LAYERS)
+
+
+def write_encoder(path: Path, width: int, layers: int) -> None:
+    """Export an encoder with random weights.
+
+    Args:
+        path: of the ONNX file; its directory is made.
+        width: features inside the transformer.
+        layers: transformer blocks.
+    """
     torch.manual_seed(0)
-    encoder = SequenceEncoder(LAYOUT.dim, MAX_HISTORY, width=128, layers=2, heads=2).eval()
+    encoder = SequenceEncoder(LAYOUT.dim, MAX_HISTORY, width=width, layers=layers, heads=2).eval()
     with torch.no_grad():
         encoder.leave.weight.mul_(_LEARNED)
-    path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     export_encoder(encoder, LAYOUT, path)
 

@@ -43,6 +43,13 @@ def test_list_cost(tmp_path):
         assert result[kind]["batch 16"]["ratio"] > 0
 
 
+def test_encoder_cost(tmp_path):
+    result = run(tmp_path, "index/encoder_cost.py", "--rounds", "2")
+    for batch in ("batch 1", "batch 4", "batch 16"):
+        assert set(result["microseconds_an_answer"][batch]) == {"2 x 128", "2 x 64", "1 x 64"}
+        assert min(result["microseconds_an_answer"][batch].values()) > 0
+
+
 def test_gpu_index_on_the_cpu(tmp_path):
     result = run(tmp_path, "gpu/gpu_index.py", "--rows", "5000", "--device", "cpu", "--queries", "20")
     assert result["failures"] == []
