@@ -164,6 +164,15 @@ class ExportDirectory:
             found = later(found, DayManifest.load(day).positions)
         return found
 
+    def records_positions(self) -> bool:
+        """Whether the positions have a file of their own; exports of earlier versions have none until they are written.
+
+        Raises:
+            EventExportError: the file is damaged.
+            ExportUnavailable: the object store does not answer, or refuses.
+        """
+        return bool(load_positions(self.root))
+
     def is_of_a_deleted_day(self, entry: StreamId) -> bool:
         """Whether the day of an entry comes before all days that are here, as the oldest ones are deleted first."""
         days = self.days()

@@ -121,6 +121,7 @@ class Exporter:
             DiskError: the directory cannot be written.
         """
         self._directory.delete_uncounted()
+        forgets = not self._directory.records_positions()  # of deleted days, as exports of earlier versions do
         found = self._directory.positions()
         positions = [found.get(bucket, BEFORE_ALL) for bucket in range(BUCKETS)]
         root, sent = self._directory.root, [str(position) for position in positions]
@@ -134,8 +135,7 @@ class Exporter:
             position = positions[bucket]
             if recorded <= position:
                 continue
-            # Versions without a file of the positions forgot those of the deleted days.
-            if not self._directory.is_of_a_deleted_day(recorded):
+            if not (forgets and self._directory.is_of_a_deleted_day(recorded)):
                 raise ExportRefused(
                     f"{root}: {bucket_name(bucket)} is exported up to {recorded}, but this directory ends at "
                     f"{position}: it is an older copy; name the newer one. {DETACH_HINT}"

@@ -128,6 +128,21 @@ def test_an_older_copy_without_its_oldest_day_is_refused(redis_url: str, tmp_pat
         exported(shop)
 
 
+def test_an_older_copy_without_the_day_of_a_later_position_is_refused(redis_url: str, tmp_path: Path) -> None:
+    """The copy's own positions say that the bucket ends earlier, so no deletion explains what it lacks."""
+    shop, copy = Shop(redis_url, tmp_path / "export"), tmp_path / "copy"
+    export_days(shop, 3)
+    shutil.copytree(tmp_path / "export", copy)
+    with redis.Redis.from_url(shop.url) as client:
+        fields = {"user_id": "u3", "item_id": "late on day 1"}
+        client.xadd(stream_key(shop.prefix, QUIET), fields, id=f"{FIRST_DAY + DAY_MS + 1}-0")  # type: ignore[arg-type]
+    exported(shop)
+    delete_days(copy, end=2)
+    shop.root = copy
+    with pytest.raises(ExportRefused, match=r"b003 is exported up to .*: it is an older copy"):
+        exported(shop)
+
+
 def test_positions_that_could_not_be_written_are_those_of_the_manifests(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
