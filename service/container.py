@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from structlog.typing import FilteringBoundLogger
 
@@ -82,6 +83,7 @@ class Container:
         self.histories = histories(settings.redis, settings.histories, watch=watch, renewal=renewal)
         self.redis_kind = settings.redis.kind
         self._events = settings.events
+        self._event_types = WeakKeyDictionary[Bundle, EventTypes]()
         self.export_polling = ExportPolling(RedisEventExport(settings.redis), metrics.export)
         self.outcome_store = RedisOutcomes(settings.redis, settings.outcomes, watch=watch, renewal=renewal)
         self.outcomes = None
@@ -124,8 +126,13 @@ class Container:
         metrics.queue_depth(lambda: self.batcher.depth)
 
     def event_types(self, bundle: Bundle) -> EventTypes:
-        """What the types of events mean for answers from a bundle."""
-        return self._events.over(bundle.manifest.event_types)
+        """What the types of events mean for answers from a bundle; made once for each, with a line on what it lacks."""
+        found = self._event_types.get(bundle)
+        if found is None:
+            found = self._event_types[bundle] = self._events.over(bundle.manifest.event_types)
+            if lacking := sorted(self._events.event_outcomes.keys() - found.types.keys()):
+                self.log.warning("outcomes of types that the bundle lacks", bundle=bundle.id, types=lacking)
+        return found
 
 
 def open_retriever(settings: Settings, metrics: Metrics | None = None) -> Retriever:

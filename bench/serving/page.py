@@ -40,8 +40,8 @@ answers a second, counts only where the echo of the same rounds was within {with
 percentile. Closed loop: {tool} with {connections} connections. Open loop: requests due at random moments of a constant
 rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
-192 dimensions (text, image, behaviour), the encoder has 2 layers of 128; the default of `fit-encoder` is 64, which takes
-less CPU time ([Cost of an answer](experiments/encoder.md#cost-of-an-answer)).{lists}
+192 dimensions (text, image, behaviour), the encoder has 2 layers of 128; the default of `fit-encoder` is 64, which
+takes less CPU time ([Cost of an answer](experiments/encoder.md#cost-of-an-answer)).{lists}
 """
 _MOST_CLIENT_CPU = 0.9
 _LISTS = " Every item has {neighbours} neighbours\nin each of three item-to-item lists."

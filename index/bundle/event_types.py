@@ -139,14 +139,24 @@ class EventTypes(BaseModel):
             EventTypesError: a name, a weight, the default type or an outcome breaks a rule.
         """
         table = types if types is not None and not isinstance(types, Mapping) else {**_DEFAULTS, **(types or {})}
+        return cls._validated(table, default_type or _DEFAULT_TYPE, {} if outcomes is None else outcomes)
+
+    def with_outcomes(self, outcomes: Mapping[str, Any]) -> Self:
+        """The same types with other outcomes.
+
+        Args:
+            outcomes: by type; those of types that the table lacks are left out.
+
+        Raises:
+            EventTypesError: an outcome breaks a rule.
+        """
+        known = {name: outcome for name, outcome in outcomes.items() if name in self.types}
+        return self._validated(self.types, self.default_type, {**self.outcomes, **known}) if known else self
+
+    @classmethod
+    def _validated(cls, types: Any, default_type: str, outcomes: Any) -> Self:  # noqa: ANN401 - any value of a file
         try:
-            return cls.model_validate(
-                {
-                    "types": table,
-                    "default_type": default_type or _DEFAULT_TYPE,
-                    "outcomes": {} if outcomes is None else outcomes,
-                }
-            )
+            return cls.model_validate({"types": types, "default_type": default_type, "outcomes": outcomes})
         except ValidationError as error:
             raise EventTypesError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
 
@@ -202,9 +212,10 @@ class EventTypes(BaseModel):
     def outcome(self, name: str | None) -> Outcome | None:
         """The outcome of an answer that an event of this type is, as `outcomes` says; None: it is none.
 
-        Where `outcomes` says nothing: a type of the meaning ``impression`` is an impression; ``view`` and ``click`` are
-        clicks, ``purchase`` is a conversion, ``cart`` and ``like`` are none; other positive types are clicks, and all
-        else is none. Without a type it is that of ``default_type``. An unknown type is none: it may mean anything.
+        Where `outcomes` says nothing: a type of the meaning ``impression``, or of that name, is an impression; ``view``
+        and ``click`` are clicks, ``purchase`` is a conversion, ``cart`` and ``like`` are none; other positive types are
+        clicks, and all else is none. Without a type it is that of ``default_type``. An unknown type is none: it may
+        mean anything.
         """
         return self._outcomes_of_types.get(name)
 

@@ -45,7 +45,8 @@ class EventSettings(SettingsGroup):
     @model_validator(mode="after")
     def _check_table(self) -> Self:
         try:
-            self.table  # noqa: B018 - raises on a table that breaks a rule
+            if self.table is None:  # a bundle may have types that are not known here
+                EventTypes.of(dict.fromkeys(self.event_outcomes, 1.0), None, self.event_outcomes)
         except EventTypesError as error:
             raise ValueError(f"event_types, default_type or event_outcomes: {error}") from None
         return self
@@ -53,10 +54,13 @@ class EventSettings(SettingsGroup):
     @cached_property
     def table(self) -> EventTypes | None:
         """The table that these settings set; None: that of the bundle, else the default."""
-        if not self.event_types and self.default_type is None and not self.event_outcomes:
+        if not self.event_types and self.default_type is None:
             return None
         return EventTypes.of(self.event_types, self.default_type, self.event_outcomes)
 
     def over(self, of_bundle: EventTypes | None) -> EventTypes:
-        """The table that counts: that of these settings, else that of the active bundle, else the default."""
-        return self.table or of_bundle or DEFAULT_EVENT_TYPES
+        """The table that counts: that of these settings, else that of a bundle, else the default.
+
+        Their outcomes change those of any of them; they leave out types that it lacks.
+        """
+        return self.table or (of_bundle or DEFAULT_EVENT_TYPES).with_outcomes(self.event_outcomes)

@@ -74,6 +74,7 @@ def test_the_outcomes_of_the_default_table(name: str | None, outcome: str | None
         ("shown", "impression"),
         ("view", "impression"),  # its meaning here
         ("click", "click"),  # by its name, though the history does not get it
+        ("impression", "impression"),  # by its name, too
         ("purchase", None),  # as it says
         ("cart", "click"),  # as it says
         ("of nobody", None),
@@ -89,6 +90,7 @@ def test_outcomes_go_by_what_the_table_says_then_by_the_meaning(name: str | None
             "shown": "impression",
             "view": "impression",
             "click": "ignore",
+            "impression": "ignore",
         },
         "read",
         {"rent": "conversion", "purchase": "none", "cart": "click"},

@@ -72,7 +72,7 @@ def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
         ("VLM2REC_EVENT_TYPES", "search=none", "search must be a weight.*got 'none'"),
         ("VLM2REC_DEFAULT_TYPE", "bought", "default_type must be one of the types view, cart, .*got 'bought'"),
         ("VLM2REC_EVENT_OUTCOMES", "view=sale", "event_outcomes: the outcome of view must be .*, got 'sale'"),
-        ("VLM2REC_EVENT_OUTCOMES", "rent=click", "event_outcomes: outcomes must name types among .*, got 'rent'"),
+        ("VLM2REC_EVENT_OUTCOMES", "rent=sale", "event_outcomes: the outcome of rent must be .*, got 'sale'"),
         ("VLM2REC_EVENT_OUTCOMES", "view=1", "the outcome of view must be .*, got 1.0"),
         ("VLM2REC_LATE_S", "-1", "late_s: .*greater than or equal to 0"),
         ("VLM2REC_CONFIG", "/nonexistent.toml", "VLM2REC_CONFIG must name a TOML file"),
@@ -168,12 +168,31 @@ def test_event_types_are_a_table_of_the_file_or_a_text(monkeypatch: pytest.Monke
 
 def test_outcomes_of_types_are_a_table_of_the_file_or_a_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLM2REC_EVENT_OUTCOMES", "like=click, purchase=none")
-    assert load_settings(registry="r").events.table == EventTypes.of({}, None, {"like": "click", "purchase": "none"})
+    events = load_settings(registry="r").events
+    assert events.over(None) == EventTypes.of({}, None, {"like": "click", "purchase": "none"})
+    monkeypatch.setenv("VLM2REC_EVENT_OUTCOMES", "like=click, purchase=always")
+    with pytest.raises(SettingsError, match="the outcome of purchase must be"):
+        load_settings(registry="r")
     monkeypatch.delenv("VLM2REC_EVENT_OUTCOMES")
     file = tmp_path / "service.toml"
     file.write_text('[events.types]\nrent = 4\n[events.outcomes]\nrent = "conversion"\n')
     monkeypatch.setenv("VLM2REC_CONFIG", str(file))
     assert load_settings(registry="r").events.table == EventTypes.of({"rent": 4}, None, {"rent": "conversion"})
+
+
+def test_outcomes_alone_change_no_type_of_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_bundle = EventTypes.of({"rent": 4, "view": 0.1, "search": "ignore"}, "rent", {"view": "none"})
+    monkeypatch.setenv("VLM2REC_EVENT_OUTCOMES", "rent=conversion,of_another_bundle=click")
+    monkeypatch.setenv("VLM2REC_DEFAULT_TYPE", "view")  # a table of these settings must have every type
+    with pytest.raises(SettingsError, match=r"event_outcomes: outcomes must name types among .*, got 'rent'"):
+        load_settings(registry="r")
+    monkeypatch.delenv("VLM2REC_DEFAULT_TYPE")
+    table = load_settings(registry="r").events.over(of_bundle)
+    assert (table.types, table.default_type) == (of_bundle.types, "rent")
+    assert table.outcomes == {"view": "none", "rent": "conversion"}
+    assert [table.outcome(name) for name in ("rent", None, "view", "of_another_bundle")] == [
+        *("conversion", "conversion"), None, None,
+    ]  # fmt: skip
 
 
 def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
