@@ -7,23 +7,28 @@ searched together, with the query times the scale: each search stays one of inne
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
+from index.filters.filter_cache import CACHE_BYTES
 from index.items.modality_status import ModalityStatus
 from index.search.row_mask import RowMask
 from index.search.scoring import joined
 from service.recommend.engine import SearchJob, SearchResult
 
-_INLINE_ITEMS = 250_000  # a few milliseconds
+_INLINE_ITEMS = 250_000  # a few milliseconds; the event loop does nothing else meanwhile
 _BLOCK_ROWS = 65_536
-_MOST_MASKS = 8  # masks whose groups are kept; one group of a million rows takes 2 MB
-_MOST_GROUPS = 16  # of a mask, and of a bundle; unusual weights divide the same kinds of items otherwise
+_FEWEST_KEPT = 4  # masks, however large: those of one request
+_MaskKey = tuple[int, tuple[int, ...]]  # the address of a filter's mask, and kinds of items
+_T = TypeVar("_T")
 
 
 def weighs_below_one(slot_weights: Mapping[str, float] | None) -> bool:
@@ -70,38 +75,60 @@ class ScaledRows:
         return replace(job, history=None, rows=None, allowed=self.allowed, query=lambda *_: scaled)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _ItemSlots:
-    """Which slots the items of a bundle have.
+    """Which slots the items of a bundle have, with masks of items of the same slots.
+
+    Args:
+        bundle: read whole.
 
     Attributes:
-        codes: (n,) uint32, one bit for each slot, the first slot lowest.
-        kinds: (c,) uint32, the different codes of the rows that may be found.
-        present: (c, slots) bool, the same as slots.
+        present: (c, slots) bool, the different kinds of items that may be found.
     """
 
-    codes: NDArray[np.uint32]
-    kinds: NDArray[np.uint32]
-    present: NDArray[np.bool_]
-    _groups: dict[tuple[int, ...], NDArray[np.bool_]] = field(default_factory=dict)
-
-    def group(self, kinds: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(n,) bool: the items of some kinds; kept, as it is the same for every filter."""
-        if kinds not in self._groups:
-            if len(self._groups) >= _MOST_GROUPS:
-                self._groups.clear()
-            self._groups[kinds] = np.isin(self.codes, kinds)
-        return self._groups[kinds]
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> "_ItemSlots":
+    def __init__(self, bundle: Bundle) -> None:
         numbers = np.arange(len(bundle.layout.slots), dtype=np.uint32)
         codes = np.zeros(len(bundle), dtype=np.uint32)
         for start in range(0, len(bundle), _BLOCK_ROWS):
             rows = np.arange(start, min(start + _BLOCK_ROWS, len(bundle)))
             codes[rows] = _present(bundle, rows) @ (np.uint32(1) << numbers)
-        kinds = np.unique(codes[bundle.indexed])
-        return cls(codes, kinds, (kinds[:, None] >> numbers & 1).astype(np.bool_))
+        kinds, of_rows = np.unique(codes, return_inverse=True)
+        self._indexed, self._kinds = bundle.indexed, np.unique(of_rows[bundle.indexed])
+        self._kind_of_rows = of_rows.astype(np.min_scalar_type(len(kinds)))
+        self._all_kinds = len(kinds)
+        self.present = (kinds[self._kinds, None] >> numbers & 1).astype(np.bool_)
+        # The filter stays with its mask, so that its address is that of no other filter.
+        self._kept: OrderedDict[_MaskKey, tuple[RowMask | None, RowMask]] = OrderedDict()
+        self._bytes = 0
+
+    def made(self, allowed: RowMask | None, kinds: tuple[int, ...]) -> RowMask:
+        """The allowed items of some kinds; any number of threads may call it.
+
+        Args:
+            allowed: the rows that may be found; None: all.
+            kinds: rows of ``present``.
+        """
+        wanted = np.zeros(self._all_kinds, dtype=np.bool_)
+        wanted[self._kinds[list(kinds)]] = True
+        members = wanted[self._kind_of_rows]
+        return RowMask.of(members, self._indexed) if allowed is None else allowed & members
+
+    def kept(self, allowed: RowMask | None, kinds: tuple[int, ...]) -> RowMask | None:
+        """What was made before and is kept; in the event loop alone."""
+        found = self._kept.get((id(allowed), kinds))
+        if found is None:
+            return None
+        self._kept.move_to_end((id(allowed), kinds))
+        return found[1]
+
+    def keep(self, allowed: RowMask | None, kinds: tuple[int, ...], mask: RowMask) -> None:
+        """Keep what was made, at the cost of what was used least recently; in the event loop alone."""
+        if self.kept(allowed, kinds) is not None:  # another request made it meanwhile
+            return
+        self._kept[(id(allowed), kinds)] = (allowed, mask)
+        self._bytes += mask.nbytes
+        while self._bytes > CACHE_BYTES and len(self._kept) > _FEWEST_KEPT:
+            _, (_, oldest) = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
 
 class SlotScales:
@@ -109,7 +136,6 @@ class SlotScales:
 
     def __init__(self) -> None:
         self._slots: WeakKeyDictionary[Bundle, _ItemSlots] = WeakKeyDictionary()
-        self._masks: WeakKeyDictionary[Bundle | RowMask, dict[tuple[int, ...], RowMask]] = WeakKeyDictionary()
 
     async def groups(
         self, bundle: Bundle, allowed: RowMask | None, slot_weights: Mapping[str, float]
@@ -122,37 +148,29 @@ class SlotScales:
             slot_weights: by slot name, at least 0.
 
         Returns:
-            At least one group; groups without a row are left out. The slots of all items are read once for a bundle, in
-            another thread if they are many.
+            At least one group; groups without a row are left out. What reads all items is done once, in another thread
+            if they are many.
         """
         slots = self._slots.get(bundle)
         if slots is None:
-            inline = len(bundle) <= _INLINE_ITEMS
-            slots = _ItemSlots.of(bundle) if inline else await asyncio.to_thread(_ItemSlots.of, bundle)
-            self._slots[bundle] = slots
+            slots = self._slots[bundle] = await _whole(bundle, partial(_ItemSlots, bundle))
         scales = bundle.layout.weight_scales(slots.present, slot_weights)
         if (scales == 1).all():
             return [ScaledRows(1.0, allowed)]
-        ordered = sorted(set(scales.tolist()), key=lambda scale: (scale != 1, scale))
-        groups = [
-            ScaledRows(scale, self._mask(bundle, allowed, slots, tuple(slots.kinds[scales == scale].tolist())))
-            for scale in ordered
-        ]
+        groups = []
+        for scale in sorted(set(scales.tolist()), key=lambda scale: (scale != 1, scale)):
+            kinds = tuple(np.flatnonzero(scales == scale).tolist())
+            mask = slots.kept(allowed, kinds)
+            if mask is None:
+                mask = await _whole(bundle, partial(slots.made, allowed, kinds))
+                slots.keep(allowed, kinds, mask)
+            groups.append(ScaledRows(scale, mask))
         return [group for group in groups if group.allowed is None or group.allowed.count] or groups[:1]
 
-    def _mask(self, bundle: Bundle, allowed: RowMask | None, slots: _ItemSlots, kinds: tuple[int, ...]) -> RowMask:
-        of = bundle if allowed is None else allowed
-        known = self._masks.get(of)
-        if known is None:
-            if len(self._masks) >= _MOST_MASKS:
-                self._masks.clear()
-            known = self._masks[of] = {}
-        if kinds not in known:
-            if len(known) >= _MOST_GROUPS:
-                known.clear()
-            members = slots.group(kinds)
-            known[kinds] = RowMask.of(members, bundle.indexed) if allowed is None else allowed & members
-        return known[kinds]
+
+async def _whole(bundle: Bundle, work: Callable[[], _T]) -> _T:
+    """Do what reads all items of a bundle, in another thread if they are many."""
+    return work() if len(bundle) <= _INLINE_ITEMS else await asyncio.to_thread(work)
 
 
 def best_of_groups(query: NDArray[np.float32], found: Sequence[SearchResult], k: int) -> SearchResult:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from index.bundle.bundle import Bundle
 from index.items.item_table import ItemTable
+from index.search.row_mask import RowMask
 from service.recommend.engine import InlineEngine, Search
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.online_recall import SampledAnswer, _Check, recall_of
@@ -144,6 +145,28 @@ def test_requests_that_scale_nothing_search_once(unimputed: Bundle, bundle: Bund
         )
 
     assert asyncio.run(groups()) == 1  # every item with a picture has all slots
+
+
+def test_masks_are_kept_within_a_bound_and_made_again(unimputed: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a large catalogue: in another thread, and with room for the masks of one request alone."""
+    monkeypatch.setattr("service.recommend.slot_scales._INLINE_ITEMS", 0)
+    monkeypatch.setattr("service.recommend.slot_scales.CACHE_BYTES", 1)
+    scales, weightings = SlotScales(), [NO_BEHAVIOUR, {"text": 0.3}, {"text": 0.2, "image": 0.6}, {"image": 0.1}]
+    filters = [None, RowMask.of(np.arange(60) % 2 == 0, unimputed.indexed)]
+
+    def groups(of: SlotScales) -> list[list[tuple[float, list[int]]]]:
+        found = [asyncio.run(of.groups(unimputed, allowed, weights)) for allowed in filters for weights in weightings]
+        return [[(one.scale, one.allowed.rows.tolist()) for one in some if one.allowed] for some in found]
+
+    first = groups(scales)
+    assert groups(scales) == first == groups(SlotScales())
+    (slots,) = scales._slots.values()
+    assert len(slots._kept) == 4
+    assert slots._bytes == sum(mask.nbytes for _, mask in slots._kept.values())
+    for number, parts in enumerate(first):  # every allowed row is in one group
+        allowed = filters[number // len(weightings)]
+        rows = np.flatnonzero(unimputed.indexed) if allowed is None else allowed.rows
+        assert sorted(row for _, some in parts for row in some) == rows.tolist()
 
 
 @pytest.fixture(scope="module")
