@@ -6,6 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from cli.offline.ray_shards import (
     ray_shards,
 )
 from cli.offline.threads import set_torch_threads
+from cli.online.bundles_in_use import RedisOption
 from cli.online.index_options import (
     BoundOption,
     BoundsOption,
@@ -90,6 +92,7 @@ def reindex(
     evaluation: EvaluationOption = None,
     threads: WorkerThreadsOption = None,
     keep: KeepOption = None,
+    redis: RedisOption = None,
     force: ForceOption = False,
     trust_times: TrustTimesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
@@ -113,7 +116,6 @@ def reindex(
         record, started = ReindexRecord(), time.monotonic()
 
         def work() -> None:
-            from cli.online.bundles_in_use import named_here
             from cli.online.index import read_evaluation
             from training.data.dataset import load_dataset
             from training.nightly.reindex import ReindexJob
@@ -129,7 +131,9 @@ def reindex(
             spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads, fresh_share)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
-            spare = frozenset() if keep is None else named_here()
+            spare = partial(_in_use, redis)
+            if keep is not None and not dry_run:
+                spare()  # a wrong URL ends the job before hours of work, and not after it
             shards = None
             if engine == "ray":
                 shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
@@ -143,6 +147,18 @@ def reindex(
             _export_metrics(record, run, textfile, pushgateway)
     if record.exit_code:
         raise typer.Exit(record.exit_code)
+
+
+def _in_use(redis: str | None) -> frozenset[str] | None:
+    """Ids of the bundles that `--keep` spares; None, with a line, where Redis does not answer."""
+    from cli.online.bundles_in_use import in_use_by_services
+    from service.errors import OperatorStateUnavailable
+
+    try:
+        return in_use_by_services(redis)
+    except OperatorStateUnavailable as error:
+        _err.print(f"--keep deletes nothing as long as pins cannot be read: {error}", markup=False)
+        return None
 
 
 def _dry_run(job: "ReindexJob", record: "ReindexRecord", stop_requested: Callable[[], bool]) -> None:
@@ -203,6 +219,7 @@ def _count(findings: "Findings", record: "ReindexRecord") -> None:
 def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:
     """Do the work; turn any exception into an outcome, an exit code and a message."""
     from index.errors import GateRefused, IndexingError
+    from service.errors import ServiceError
     from training.errors import JobStopped, RunBusy, TrainingError
 
     def end(outcome: str, code: int, error: BaseException) -> None:
@@ -219,7 +236,7 @@ def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:
         end("stopped", _EXIT_TERMINATED, error)
     except KeyboardInterrupt as error:
         end("interrupted", _EXIT_INTERRUPTED, error)
-    except (TrainingError, IndexingError) as error:
+    except (TrainingError, IndexingError, ServiceError) as error:
         end("failed", _EXIT_BAD_INPUT, error)
     except Exception as error:  # noqa: BLE001 - a defect gets an exit code of its own
         traceback.print_exc()

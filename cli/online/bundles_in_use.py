@@ -25,7 +25,7 @@ SpareOption = Annotated[
 ]
 
 _UNSET = "."  # of a registry, without which there are no settings
-_REDIS_VARIABLES = ("VLM2REC_REDIS_URL", "VLM2REC_REDIS_URL_FILE")
+_VARIABLES = ("VLM2REC_REDIS_URL", "VLM2REC_REDIS_URL_FILE", "VLM2REC_CONFIG")  # one of them may name a Redis
 _TIMEOUT_S = 5.0
 
 
@@ -41,19 +41,22 @@ def named_in_redis(redis: str | None) -> frozenset[str]:
     """Ids of the bundles that the replicas of a Redis have pinned or run an experiment with.
 
     Args:
-        redis: its URL; None: that of the variables of a service, and without them nothing is read.
+        redis: its URL; None: that of the settings of a service, by variables or in the file that ``VLM2REC_CONFIG``
+            names; where they set none, nothing is read.
 
     Raises:
         SettingsError: the URL breaks a rule.
         OperatorStateUnavailable: Redis does not answer.
     """
-    if redis is None and not any(os.environ.get(name) for name in _REDIS_VARIABLES):
+    if redis is None and not any(os.environ.get(name) for name in _VARIABLES):
         return frozenset()
     from service.bundles.operator_state import stored_bundles
     from service.settings.load import load_settings
     from service.stores.redis_operator_state import RedisOperatorState
 
     settings = load_settings({"registry": _UNSET}, redis_url=redis)
+    if not {"redis_url", "redis_url_file"} & settings.redis.model_fields_set:
+        return frozenset()
 
     async def read() -> frozenset[str]:
         store = RedisOperatorState(settings.redis, timeout_s=_TIMEOUT_S)
@@ -63,6 +66,16 @@ def named_in_redis(redis: str | None) -> frozenset[str]:
             await store.close()
 
     return asyncio.run(read())
+
+
+def in_use_by_services(redis: str | None) -> frozenset[str]:
+    """What :func:`named_here` and :func:`named_in_redis` tell.
+
+    Raises:
+        SettingsError: the URL breaks a rule.
+        OperatorStateUnavailable: Redis does not answer.
+    """
+    return named_here() | named_in_redis(redis)
 
 
 def published_in(registry: "AnyRegistry") -> frozenset[str] | None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.offline.threads import ThreadsOption
 from cli.online.bundle_tables import check_table, show_bundle, show_bundles
-from cli.online.bundles_in_use import RedisOption, SpareOption, named_here, named_in_redis
+from cli.online.bundles_in_use import RedisOption, SpareOption, in_use_by_services
 from cli.online.index_options import (
     BoundOption,
     BoundsOption,
@@ -205,8 +205,7 @@ def prune(
     The current bundle, the target of a rollback, and bundles that a service on this machine, or of the given Redis, has
     pinned or runs an experiment with are kept.
     """
-    named = named_here() | named_in_redis(redis)
-    gone = published_at(registry).prune(keep, spare={*(spare or ()), *named})
+    gone = published_at(registry).prune(keep, spare={*(spare or ()), *in_use_by_services(redis)})
     _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
 
 

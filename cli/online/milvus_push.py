@@ -1,6 +1,6 @@
 """Puts a bundle into Milvus (`vlm2rec index push`)."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from cli.online.bundles_in_use import named_here, named_in_redis, published_in
+from cli.online.bundles_in_use import in_use_by_services, published_in
 from cli.online.published import published_at
 
 if TYPE_CHECKING:
@@ -70,22 +70,34 @@ def push_bundle(
 
     Raises:
         BundleInvalid, BundleNotFound: the bundle cannot be pushed.
-        RegistryError, OperatorStateUnavailable: it cannot be read which bundles are in use.
+        RegistryError: it cannot be read which bundles are published.
         SettingsError: an address or the token breaks a rule.
         PushRefused: what Milvus holds must not serve.
         RetrieverUnavailable: Milvus does not answer.
     """
     from index.bundle.bundle import Bundle
+    from service.errors import OperatorStateUnavailable
     from service.retrieval.milvus.client import MilvusClient
     from service.retrieval.milvus.push import PushOptions, push
 
+    unknown = ["name the registry with --registry to delete what does not"]
+    if registry is not None:
+        unknown = ["nothing is published in the registry, so nothing is deleted"]
+
     def in_use() -> frozenset[str] | None:
         published = None if registry is None else published_in(published_at(registry))
-        named = named_here() | named_in_redis(redis) | frozenset(spare)
-        return None if published is None else published | named
+        if published is None:
+            return None
+        try:
+            named = in_use_by_services(redis)
+        except OperatorStateUnavailable as error:
+            unknown[:] = [f"nothing is deleted as long as pins cannot be read: {error}"]
+            return None
+        unknown.clear()
+        return published | named | frozenset(spare)
 
     address = milvus_address(milvus, token_file)
-    in_use()  # an error ends the command before a push of hours, and not after it
+    in_use()  # a wrong URL ends the command before a push of hours, and not after it
     client = MilvusClient(address, _CALL_S)
     try:
         with progress() as report:
@@ -94,7 +106,7 @@ def push_bundle(
             loaded = Bundle.load(bundle_directory(bundle, None if is_path else registry), verify="full")
             options = PushOptions(min_recall=min_recall, sample=sample, keep=keep)
             done = push(loaded, client, options, report, in_use)
-        _show(done, known=registry is not None)
+        _show(done, unknown)
     finally:
         client.close()
 
@@ -141,8 +153,8 @@ def milvus_address(url: str, token_file: Path | None) -> "MilvusAddress":
     return MilvusAddress(parsed.uri, parsed.database, token)
 
 
-def _show(done: "Pushed", *, known: bool) -> None:
-    """Print what a push did; ``known``: whether a registry said which bundles are in use."""
+def _show(done: "Pushed", unknown: Sequence[str]) -> None:
+    """Print what a push did; ``unknown``: why it could not be read which bundles are in use."""
     record = done.record
     _out.print(
         f"pushed: {record.bundle}, {record.rows} items, {done.written} written; recall@20 {record.recall:.4f}, "
@@ -152,7 +164,6 @@ def _show(done: "Pushed", *, known: bool) -> None:
     for bundle_id in done.dropped:
         _out.print(f"deleted: {bundle_id}", markup=False)
     for bundle_id in done.spared:
-        why = "it may serve" if known else "it may serve; name the registry with --registry to delete what does not"
-        _out.print(f"not deleted: {bundle_id}, {why}", markup=False)
+        _out.print(f"not deleted: {bundle_id}, {'; '.join(['it may serve', *unknown])}", markup=False)
     for name in done.unchecked:
         _err.print(f"not checked: {name}; push its bundle again, or drop it in Milvus", markup=False)

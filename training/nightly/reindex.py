@@ -9,7 +9,7 @@ inputs are those of the published bundle has nothing to do.
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ class ReindexJob:
         keep: number of the latest published bundles that stay in the registry; None deletes none.
         force: publish although a bound is missed.
         trust_times: assume that a picture of the same path, size and modification time is unchanged.
-        spare: ids of bundles that stay, such as pinned ones.
+        spare: called before old bundles are deleted; ids of those that stay, such as pinned ones. None: they cannot be
+            read, and nothing is deleted.
         volume: bounds on the losses of the data set since the current bundle.
         encode_shards: makes missing shards instead of this process.
     """
@@ -86,7 +87,7 @@ class ReindexJob:
     keep: int | None = None
     force: bool = False
     trust_times: bool = False
-    spare: frozenset[str] = frozenset()
+    spare: Callable[[], Collection[str] | None] = frozenset
     volume: VolumeBounds = field(default_factory=VolumeBounds)
     encode_shards: EncodeShards | None = None
 
@@ -223,8 +224,9 @@ def run_reindex(
         shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
         (job.directory / THUMBNAILS_FILE).unlink(missing_ok=True)  # the table has a copy
         state.clear_away()
-        if job.keep is not None:
-            record.pruned = job.registry.prune(job.keep, spare=job.spare)
+        spare = None if job.keep is None else job.spare()
+        if job.keep is not None and spare is not None:
+            record.pruned = job.registry.prune(job.keep, spare=spare)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError, SafetensorError) as error:
         raise ReindexError(describe_disk_error(error, job.run, RESUME_HINT)) from error
 

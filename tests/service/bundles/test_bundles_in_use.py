@@ -72,7 +72,9 @@ def test_prune_spares_what_a_service_here_uses(
     assert [info.id for info in registry.list()] == [first, third, fourth]
 
 
-def test_what_replicas_use_is_read_from_their_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_replicas_use_is_read_from_their_redis(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("VLM2REC_REDIS_PREFIX", PREFIX)
 
     async def write(pin: str | None, definition: str | None, before: str | None) -> None:
@@ -87,6 +89,13 @@ def test_what_replicas_use_is_read_from_their_redis(redis_url: str, monkeypatch:
     assert named_in_redis(redis_url) == {"pin", "old", "new"}
     assert named_in_redis(None) == set()
     monkeypatch.setenv("VLM2REC_REDIS_URL", redis_url)
+    assert named_in_redis(None) == {"pin", "old", "new"}
+    monkeypatch.delenv("VLM2REC_REDIS_URL")
+    file = tmp_path / "service.toml"
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    file.write_text("port = 81\n")
+    assert named_in_redis(None) == set()
+    file.write_text(f'redis_url = "{redis_url}"\n')
     assert named_in_redis(None) == {"pin", "old", "new"}
     other = json.dumps({"format": 99})
     asyncio.run(write(None, other, running))

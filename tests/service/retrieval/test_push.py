@@ -236,6 +236,9 @@ def test_the_command(server: MilvusServer, client: MilvusClient, day_bundles: li
     assert len(client.records()) == 3
     spared = run(index_commands, [*again, "--registry", str(small_registry), "--spare", day_bundles[0].name])
     assert spared.stdout.count("not deleted: ") == 2
+    unread = run(index_commands, [*again, "--registry", str(small_registry), "--redis", "redis://127.0.0.1:1/0"])
+    assert unread.exit_code == 0, unread.output
+    assert unread.stdout.count("it may serve; nothing is deleted as long as pins cannot be read: ") == 2
     named = run(index_commands, [*again, "--registry", str(small_registry)])
     assert f"\ndeleted: {day_bundles[0].name}\n" in named.stdout
     assert f"not deleted: {Registry(small_registry).current()}, it may serve\n" in named.stdout
