@@ -98,8 +98,13 @@ def estimate(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     """All figures of a demand.
 
     Raises:
-        CapacityError: no rate meets the bound of the latency.
+        CapacityError: no rate meets the bound of the latency, or there are more workers than cores.
     """
+    if demand.worker_count > demand.cores:
+        raise CapacityError(
+            f"--workers must be at most --cores, got {demand.worker_count} on {demand.cores}; with more a "
+            "replica answers less"
+        )
     return [
         *_service(demand, coefficients),
         *_redis(demand, coefficients),
@@ -169,15 +174,14 @@ def lone_request_ms(times: ServiceTimes) -> float:
 def workers_factor(demand: Demand, coefficients: Coefficients) -> float:
     """The rate of all workers over that of one process on two cores; with one worker, on all of its cores.
 
-    Two workers on two cores were measured. As many more add as much each, up to one a core.
+    Two workers on two cores were measured. As many more add as much each; there is at most one a core.
     """
-    busy = min(demand.worker_count, demand.cores)
-    return 1.0 if busy == 1 else coefficients.value("two_workers") * busy / 2
+    return 1.0 if demand.worker_count == 1 else coefficients.value("two_workers") * demand.worker_count / 2
 
 
 def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     rate = demand.load * _highest_rate(demand, coefficients)
-    if rate < 1:
+    if rate <= 0:
         alone_ms = lone_request_ms(service_times(demand, coefficients))
         raise CapacityError(
             f"p99 cannot be {demand.p99_ms:g} ms with {demand.items:,} items: a single request takes about "
@@ -191,7 +195,7 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     of_process = ("process_bytes", *(("worker_bytes",) if several else ()), "row_bytes")
     of_memory = (*of_process, *(("metadata_bytes",) if remote else of_item))
     of_rate = _REMOTE_TIMES if remote else _LISTS_TIMES if has_lists(demand) else _TIMES
-    if min(demand.worker_count, demand.cores) > 1:
+    if several:
         of_rate = (*of_rate, "two_workers")
     mapped = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
     memory = (process_bytes(demand, coefficients) + demand.items * mapped) / GIB

@@ -1,6 +1,7 @@
 """Estimates are those of the formulae, say what they rest on, and name what is wrong with a value."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +86,26 @@ def test_a_replica_is_spare(small: dict[str, Figure]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "workers", "factor"), [(2, 0, 1.43), (2, 2, 1.43), (2, 1, 1), (4, 0, 2.86), (2, 4, 1.43), (1, 0, 1)]
+    ("cores", "workers", "factor"), [(2, 0, 1.43), (2, 2, 1.43), (2, 1, 1), (4, 0, 2.86), (1, 0, 1)]
 )
 def test_workers_raise_the_rate_as_far_as_there_are_cores(cores: int, workers: int, factor: float) -> None:
     demand = replace(SMALL, cores=cores, workers=workers)
     assert workers_factor(demand, KNOWN) == pytest.approx(factor)
     times = service_times(demand, KNOWN)
     assert (times.cores, times.threads) == ((cores, cores) if factor == 1 else (2, 2))
+
+
+def test_more_workers_than_cores_are_refused() -> None:
+    with pytest.raises(CapacityError, match="--workers must be at most --cores, got 4 on 2"):
+        estimate(replace(SMALL, cores=2, workers=4), KNOWN)
+
+
+def test_a_rate_below_one_a_second_is_a_rate() -> None:
+    """Fifty million items in lists: one search takes over a third of a second."""
+    demand = replace(LISTS, items=50_000_000, p99_ms=2_000, rate=2, workers=1, replica_gib=200)
+    found = by_name(estimate(demand, KNOWN))
+    assert 0 < found["replica: rate"].value < 1
+    assert found["replicas, one spare"].value == math.ceil(2 / found["replica: rate"].value) + 1
 
 
 def test_a_replica_of_two_workers_answers_as_many_more_as_was_measured(small: dict[str, Figure]) -> None:
