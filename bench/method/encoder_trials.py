@@ -101,7 +101,7 @@ class Features:
         dataset = load_dataset(directory, interactions=None if data.is_dir() else data)
         embeddings, _ = baseline_embeddings(dataset, work / directory.name / "embeddings", again=False)
         split = split_dataset(dataset, 0.0)
-        return cls(directory.name, dataset, embeddings, split.parts, split.fingerprint)
+        return cls(name_of(data), dataset, embeddings, split.parts, split.fingerprint)
 
     @cached_property
     def lists(self) -> CandidateLists:
@@ -120,6 +120,11 @@ class Features:
         if made is None:
             raise SystemExit(f"{self.name}: no item-to-item list has an entry, so nothing is served beside the slots")
         return made
+
+
+def name_of(data: Path) -> str:
+    """Name of a data set in results: that of its directory, with the file of the interactions where one is given."""
+    return data.name if data.is_dir() else f"{data.parent.name}-{data.stem}"
 
 
 def trial_config(changes: Mapping[str, Any], features: Features, *, seed: int, epochs: int) -> EncoderConfig:
@@ -228,7 +233,7 @@ def measure(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for trial in (BASE, *wanted):
             for data in options.data:
-                name = f"{(data if data.is_dir() else data.parent).name}/{trial}/{seed}"
+                name = f"{name_of(data)}/{trial}/{seed}"
                 if name in stored:
                     continue
                 started = time.monotonic()

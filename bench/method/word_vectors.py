@@ -9,6 +9,7 @@ only the lists alone are weighed. Test is not read.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,12 +59,12 @@ def encoded_texts(dataset: Dataset, vlm: VlmConfig, work: Path) -> NDArray[np.fl
         vlm: names the encoder.
         work: where they are kept.
     """
-    kept, ids = work / "texts.npz", dataset.item_ids()
+    source, texts = ItemSource.of(vlm), dataset.texts()
+    inputs_of_all = json.dumps([source.provenance(), dataset.item_ids(), list(texts)], sort_keys=True)
+    kept = work / f"texts-{hashlib.sha256(inputs_of_all.encode()).hexdigest()[:16]}.npy"
     if kept.is_file():
-        with np.load(kept) as found:
-            if found["ids"].tolist() == ids:
-                return np.asarray(found["vectors"], dtype=np.float32)
-    encoder, texts = ItemSource.of(vlm).load(), dataset.texts()
+        return np.asarray(np.load(kept), dtype=np.float32)
+    encoder = source.load()
     vectors = np.zeros((len(texts), encoder.dims[TEXT]), dtype=np.float32)
     rows = [row for row, text in enumerate(texts) if text is not None]
     with torch.inference_mode():
@@ -72,7 +73,7 @@ def encoded_texts(dataset: Dataset, vlm: VlmConfig, work: Path) -> NDArray[np.fl
             inputs = encoder.prepare_texts([plain_text(texts[row] or "") for row in part])
             vectors[part] = encoder.encode(TEXT, inputs).numpy()
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, ids=np.array(ids), vectors=vectors)
+    np.save(kept, vectors)
     return vectors
 
 

@@ -73,7 +73,7 @@ def train(
     processes, use `torchrun --nproc-per-node N -m cli.main` instead of `vlm2rec`; they share each batch.
     """
     from index.machine.outputs import check_directory_writable
-    from training.config.run_config import CONFIG_FILE, load_config
+    from training.config.run_config import CONFIG_FILE, check_new_training, load_config
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
     from training.runs.lock import finish_interrupted, run_lock
@@ -87,6 +87,8 @@ def train(
     path = stored_config if use_stored else config
     given = {"train.steps": steps, "train.seed": seed, "vlm.revision": revision}
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
+    if not use_stored:
+        check_new_training(chosen)
     if revision is not None and chosen.vlm.model is None:
         raise typer.BadParameter(
             "--revision is the commit of vlm.model, and none is set; leave it out, or set vlm.towers.text_revision and "

@@ -205,9 +205,7 @@ def load_config(
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
     """
-    config = _load(path, preset, overrides or {}, warn=True)
-    _check_shift(config.loss)
-    return config
+    return _load(path, preset, overrides or {}, warn=True)
 
 
 def load_run_config(run: Path) -> RunConfig:
@@ -221,6 +219,21 @@ def load_run_config(run: Path) -> RunConfig:
     """
     path = run / CONFIG_FILE
     return _load(path if path.is_file() else None, None, {}, warn=False)
+
+
+def check_new_training(config: RunConfig) -> None:
+    """Refuse what a run that is trained already may have, and a new training must not.
+
+    Raises:
+        ConfigError: the gap also shifts negatives where the weak modality is ahead.
+    """
+    loss = config.loss
+    if loss.negative_shift and loss.gap_kind in {"log_ratio", "probability"} and loss.weak_by != "row":
+        raise ConfigError(
+            "loss.negative_shift needs a gap that is 0 in rows where the weak modality is ahead, got "
+            f'gap_kind = "{loss.gap_kind}" with weak_by = "{loss.weak_by}"; set loss.gap_kind to "one_sided", '
+            '"own_scale" or "auc", or loss.weak_by to "row"'
+        )
 
 
 def to_toml(config: RunConfig) -> str:
@@ -265,16 +278,6 @@ def _load(path: Path | None, preset: str | None, overrides: Mapping[str, Any], *
         return RunConfig.model_validate(_merged(_preset_for(name, own), own))
     except ValidationError as error:
         raise ConfigError(_explain(error, where)) from error
-
-
-def _check_shift(loss: LossConfig) -> None:
-    """Refuse gaps that also shift negatives where the weak modality is ahead; trained runs may have them."""
-    if loss.negative_shift and loss.gap_kind in {"log_ratio", "probability"} and loss.weak_by != "row":
-        raise ConfigError(
-            "loss.negative_shift needs a gap that is 0 in rows where the weak modality is ahead, got "
-            f'gap_kind = "{loss.gap_kind}" with weak_by = "{loss.weak_by}"; set loss.gap_kind to "one_sided", '
-            '"own_scale" or "auc", or loss.weak_by to "row"'
-        )
 
 
 def _preset_for(name: str, own: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -152,6 +152,8 @@ class VlmConfig(Section):
             raise ValueError('family = "towers" needs towers.text_model and towers.image_model')
         if self.encodes_items and self.family != "towers" and not self.model:
             raise ValueError(f'family = "{self.family}" needs model, a directory or hub id')
+        if self.towers.trained_text_layers and self.family != "towers":
+            raise ValueError(f'towers.trained_text_layers is for family = "towers", got "{self.family}"; set it to 0')
         return self
 
     @model_validator(mode="after")

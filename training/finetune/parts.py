@@ -136,7 +136,7 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Traini
     rows = {item_id: row for row, item_id in enumerate(dataset.item_ids())}
     unreadable = {rows[item_id]: reason for item_id, reason in features.unreadable.items()}
     source, layers = ItemSource.of(config.vlm), config.vlm.towers.trained_text_layers
-    if config.vlm.family == "towers" and layers:
+    if layers:
         with_text = np.flatnonzero(features.vectors[TEXT].any(axis=1)).tolist()
         heads.text_layers = last_text_layers(source.load(), layers, dataset.texts(), with_text, blocks)
     return TrainingParts(

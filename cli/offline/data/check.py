@@ -71,9 +71,10 @@ def check(
 
 def _training_options(config: Path) -> "TrainingOptions":
     """Read the options of a training that the check depends on."""
-    from training.config.run_config import load_config  # it loads torch
+    from training.config.run_config import check_new_training, load_config  # it loads torch
 
     chosen = load_config(config)
+    check_new_training(chosen)
     encoder = chosen.encoder
     return {
         "modalities": chosen.train.modalities,

@@ -29,7 +29,7 @@ def training_config(place: Path, config: Path | None, seed: int | None) -> "RunC
     Raises:
         ConfigError: there is no file, or it cannot be read or breaks a rule.
     """
-    from training.config.run_config import CONFIG_FILE, load_config
+    from training.config.run_config import CONFIG_FILE, check_new_training, load_config
     from training.errors import ConfigError
 
     path = config or place / CONFIG_FILE
@@ -38,7 +38,10 @@ def training_config(place: Path, config: Path | None, seed: int | None) -> "RunC
             f"{place}: --train needs the configuration of a vision-language model; name a file by --config, or run "
             "`vlm2rec train` first"
         )
-    return load_config(path, overrides={} if seed is None else {"encoder.seed": seed})
+    chosen = load_config(path, overrides={} if seed is None else {"encoder.seed": seed})
+    if config is not None:  # that of the run has been trained with before
+        check_new_training(chosen)
+    return chosen
 
 
 def run_embeddings(place: Path, dataset: "Dataset") -> "Embeddings":

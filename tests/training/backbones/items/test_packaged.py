@@ -48,7 +48,7 @@ def test_a_package_is_unpacked_once_and_never_imported(package: Path) -> None:
     assert (directory / "config.json").read_text() == "{}"
     (package / "model.zip").unlink()
     assert packaged_directory("package:some-model") == directory
-    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+    assert sorted(path.name for path in directory.parent.iterdir()) == [f".{directory.name}.lock", directory.name]
     assert "some_model" not in sys.modules
 
 
@@ -75,19 +75,41 @@ def test_unpacked_files_that_have_changed_are_unpacked_again(package: Path, chan
     assert packaged_directory("package:some-model") == directory
     assert (directory / "config.json").read_text() == "{}"
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "sha256.json"]
-    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+    assert sorted(path.name for path in directory.parent.iterdir()) == [f".{directory.name}.lock", directory.name]
     (package / "model.zip").unlink()
     assert packaged_directory("package:some-model") == directory
 
 
-def test_changed_files_of_a_package_that_is_gone_are_refused(package: Path, tmp_path: Path) -> None:
-    damage(packaged_directory("package:some-model"))
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (damage, r"its files in {place}.* have changed, and the package is not installed"),
+        (forget, r"an earlier version stored no SHA-256 of its files in {place}.*, and the package is not installed"),
+    ],
+)
+def test_files_that_are_not_intact_are_refused_where_the_package_is_gone(
+    package: Path, tmp_path: Path, change: Callable[[Path], None], said: str
+) -> None:
+    change(packaged_directory("package:some-model"))
     for path in package.iterdir():
         path.unlink()
     package.rmdir()
-    place = re.escape(str(tmp_path / "cache"))
-    with pytest.raises(BackboneError, match=rf"its files in {place}.* have changed, and the package is not installed"):
+    with pytest.raises(BackboneError, match=said.format(place=re.escape(str(tmp_path / "cache")))):
         packaged_directory("package:some-model")
+
+
+def test_a_slower_process_leaves_what_a_faster_one_has_unpacked(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found nothing; the slower one must not move the files away that the faster one loads."""
+    checked = packaged._checked_file
+
+    def meanwhile(name: str, model: PackagedModel, directory: Path) -> Path:
+        monkeypatch.setattr(packaged, "_checked_file", checked)
+        faster.append(packaged_directory("package:some-model").stat().st_ino)
+        return checked(name, model, directory)
+
+    faster = list[int]()
+    monkeypatch.setattr(packaged, "_checked_file", meanwhile)
+    assert packaged_directory("package:some-model").stat().st_ino == faster[0]
 
 
 def test_other_weights_are_refused_and_leave_nothing_behind(package: Path, tmp_path: Path) -> None:
