@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ EXTRAS: Final = ("gpu", "bench", "demo")
 CONSTRAINTS: Final = "constraints/gpu.txt"
 INSTALL_S: Final = 1800
 CHECK_S: Final = 600
+END_S: Final = 60.0
 GPUS: Final = Path("/proc/driver/nvidia/gpus")
 NO_REDIS: Final = ("--redis", "unix:///nonexistent/redis.sock")
 IMPORTS: Final = """
@@ -81,22 +83,34 @@ def automatic(work: Path) -> str:
     """
     variables = {**os.environ, "VLM2REC_DEVICE": "auto"}
     command = serve(work)
-    with subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        said = process.stdout.readline() if process.stdout is not None else ""
-        found = re.search(r"http://\S+", said)
-        status = 0
-        if found is not None:
-            with urllib.request.urlopen(f"{found[0]}/readyz", timeout=60) as answer:  # noqa: S310 - our own service
-                status = answer.status
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            try:
+                said = process.stdout.readline() if process.stdout is not None else ""
+                found = re.search(r"http://\S+", said)
+                status = 0 if found is None else status_of(f"{found[0]}/readyz")
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=END_S)
+            finally:
+                process.kill()  # else the wait for it at the end of the block may not end
+        errors.seek(0)
+        log = errors.read()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     chosen = {line["device"] for line in lines if line["event"] == "device chosen"}
     if status != 200 or chosen != {"cpu"}:
         raise AssertionError(f"/readyz {status}, devices {chosen}: {said}{log[-2000:]}")
     return "/readyz 200, device chosen: cpu"
+
+
+def status_of(url: str) -> int:
+    """The status of the answer to a GET request."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - our own service
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def serve(work: Path) -> list[str]:

@@ -42,6 +42,10 @@ class Measurements:
         found = self._all["measurements"].get(key)
         return found is not None and "failed" not in found
 
+    def was_tried(self, key: str) -> bool:
+        """Whether a measurement is stored, or the reason why it failed."""
+        return key in self._all["measurements"]
+
     def __getitem__(self, key: str) -> dict[str, Any]:
         found: dict[str, Any] = self._all["measurements"][key]
         return found

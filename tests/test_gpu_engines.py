@@ -1,6 +1,10 @@
 """What the check of the GPU path accepts as the error of `VLM2REC_DEVICE=cuda` on a machine without a GPU."""
 
+import http.server
 import importlib.util
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -42,3 +46,34 @@ def test_anything_else_fails(
     monkeypatch.setattr(script, "ran", lambda _command, _limit_s: (code, output))
     with pytest.raises(AssertionError, match=f"exit code {code}"):
         script.absence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "fails"),
+    [
+        ("print('http://127.0.0.1:1', flush=True); time.sleep(600)", "refused"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('starting', flush=True); time.sleep(600)", "timed out"),
+        ("print('x\\n' * 100_000, file=sys.stderr); print('no address')", "readyz 0"),
+    ],
+)
+def test_a_service_that_does_not_answer_fails_and_is_ended(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, fails: str
+) -> None:
+    command = [sys.executable, "-c", f"import signal, sys, time; {code}"]
+    monkeypatch.setattr(script, "serve", lambda _work: command)
+    monkeypatch.setattr(script, "END_S", 1.0)
+    with pytest.raises((AssertionError, OSError, subprocess.TimeoutExpired), match=fails):
+        script.automatic(tmp_path)
+
+
+def test_the_status_of_a_service_that_is_not_ready_is_reported(script: ModuleType) -> None:
+    class NotReady(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), NotReady) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert script.status_of(f"http://127.0.0.1:{server.server_port}/readyz") == 503

@@ -1,4 +1,4 @@
-"""Exports a sequence encoder with random weights to ONNX: 2 layers of 128, twice the default width of `fit-encoder`.
+"""Exports a sequence encoder with random weights to ONNX, of the default size of `fit-encoder`.
 
     python -m bench.index.encoder .bench/encoder.onnx
 
@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 
 from bench.index.catalogues import LAYOUT
+from training.config.encoder_config import EncoderConfig
 from training.encoder.model import SequenceEncoder
 from training.encoder.onnx_export import export_encoder
 
 MAX_HISTORY = 10  # what `vlm2rec fit-encoder` takes by default
-WIDTH, LAYERS = 128, 2
 _LEARNED = 0.04  # of the first weights: the query stays near the mean of its history, as a trained one does
 
 
 def main() -> None:
     """Export to the path given."""
-    write_encoder(Path(sys.argv[1]), WIDTH, LAYERS)
+    config = EncoderConfig()
+    write_encoder(Path(sys.argv[1]), config.width, config.layers)
 
 
 def write_encoder(path: Path, width: int, layers: int) -> None:

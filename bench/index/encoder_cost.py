@@ -2,7 +2,7 @@
 
     python -m bench.index.encoder_cost
 
-The sizes are that of the benches (2 layers of 128), the default of `fit-encoder` (2 of 64) and half of that (1 of 64).
+The sizes are 2 layers of 128, the default of `fit-encoder` (2 of 64) and half of that (1 of 64).
 They run in turns in one thread on the same full histories, so only the size differs. Time is that of the process on a
 processor, the median over the rounds. Writes JSON.
 """
@@ -19,13 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from bench.index.catalogues import LAYOUT
-from bench.index.encoder import LAYERS, MAX_HISTORY, WIDTH, write_encoder
+from bench.index.encoder import MAX_HISTORY, write_encoder
 from bench.measurements import commit, machine
 from index.search.encoder import OnnxSequenceEncoder
 from training.config.encoder_config import EncoderConfig
 
 _DEFAULT: Final = EncoderConfig()
-SIZES: Final = tuple(dict.fromkeys([(WIDTH, LAYERS), (_DEFAULT.width, _DEFAULT.layers), (_DEFAULT.width, 1)]))
+SIZES: Final = ((128, 2), (_DEFAULT.width, _DEFAULT.layers), (_DEFAULT.width, 1))
 BATCHES: Final = (1, 4, 16)
 _CALLS_OF_A_ROUND: Final = 20
 

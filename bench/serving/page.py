@@ -32,16 +32,16 @@ A stage that is not complete is continued only on its own day and commit; otherw
 that its figures and the echo beside them are of one run. Complete stages stay until `--only STAGE` measures them again.
 
 Load generator, Redis and server share one machine, so **only ratios within one run mean anything**; contenders take
-turns, and every figure is the median of {rounds} round(s), each by itself, so that those of a row need not add up; in
-brackets are the lowest and the highest; errors are those of all rounds. Ratios are of figures of the same round. Among
-the contenders, peers and vlm2rec each have the number of processes that answers most here. A time, or a number of
-answers a second, counts only where the echo of the same rounds was within {within:.0%} of its reference,
-{reference:,.0f} req/s. Latencies are of answered requests: what was never answered counts under errors and in no
-percentile. Closed loop: {tool} with {connections} connections. Open loop: requests due at random moments of a constant
-rate (Poisson), latency counted from the moment a request was due.
+turns, and every figure is the median of {rounds} round(s), or of {overload_rounds} in overload, each by itself, so
+that those of a row need not add up; in brackets are the lowest and the highest; errors are those of all rounds. Ratios
+are of figures of the same round. Among the contenders, peers and vlm2rec each have the number of processes that answers
+most here. A time, or a number of answers a second, counts only where the echo of the same rounds was within
+{within:.0%} of its reference, {reference:,.0f} req/s. Latencies are of answered requests: what was never answered
+counts under errors and in no percentile. Closed loop: {tool} with {connections} connections. Open loop: requests due at
+random moments of a constant rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
-192 dimensions (text, image, behaviour), the encoder has 2 layers of 128; the default of `fit-encoder` is 64, which
-takes less CPU time ([Cost of an answer](experiments/encoder.md#cost-of-an-answer)).{lists}
+192 dimensions (text, image, behaviour), the encoder has the default size of `fit-encoder`, 2 layers of 64, and random
+weights.{lists}
 """
 _MOST_CLIENT_CPU = 0.9
 _LISTS = " Every item has {neighbours} neighbours\nin each of three item-to-item lists."
@@ -75,6 +75,7 @@ def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
     parts = [
         _INTRO.format(
             rounds=rounds,
+            overload_rounds=settings.get("overload_rounds", rounds),
             connections=settings["connections"],
             tool=tool,
             lists=lists,

@@ -75,11 +75,13 @@ def missing(visit: Visit, results: Measurements) -> list[Task]:
 
 
 def forget_unfinished(visits: Iterable[Visit], results: Measurements) -> list[str]:
-    """Drop the stages that are not complete and were begun on another day or commit, and give their names.
+    """Drop the stages that did not run to their end and were begun on another day or commit, and give their names.
 
     To go on with one would put the echo and the figures of different days into one round.
     """
-    unfinished = dict.fromkeys(visit.stage for visit in visits if missing(visit, results))
+    unfinished = dict.fromkeys(
+        visit.stage for visit in visits if not all(results.was_tried(task.key) for task in visit.tasks)
+    )
     dropped = [stage for stage in unfinished if not results.is_of_today(stage)]
     for stage in dropped:
         results.forget(stage)

@@ -72,7 +72,7 @@ def cpu_by_workers(measured: Mapping[str, Any]) -> Verdict:
     target = "CPU of an answer with 1, 2 and 4 workers within 15 % of each other"
     medians = {name: one for name, one in measured.get("medians", {}).items() if name.endswith(" workers")}
     times_ms = [one["cpu_ms"] for one in medians.values()]
-    if len(times_ms) < 2:
+    if set(medians) != {f"{count} workers" for count in (1, 2, 4)}:
         return Verdict(about, target, NOT_MEASURED, None, goal=True)
     apart = max(times_ms) / min(times_ms)
     each = ", ".join(f"{name.removesuffix(' workers')}: {one['cpu_ms']:.2f} ms" for name, one in medians.items())

@@ -208,10 +208,13 @@ class Supervisor:
             return
         try:
             message = worker.control.recv(_MESSAGE_BYTES)
+        except ConnectionResetError:
+            return  # it ended with an order unread: its messages come after this
         except OSError:
             message = b""
         if message == STARTED:
             worker.answers = self._has_answered = True
+            self._board.beat(worker.place.number)  # the last one may be as old as the start
             self._announce()
         elif message == CLOSED:
             worker.listener.close()
@@ -250,8 +253,7 @@ class Supervisor:
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** (worker.deaths - 1), _LONGEST_PAUSE_S) if worker.deaths else 0.0
         worker.due_at = monotonic() + pause_s
         self._board.count_restart(number)
-        detail = {} if worker.failure is None else {"detail": worker.failure}
-        self._log.error("worker ended", worker=number, reason=reason, starts_again_s=round(pause_s, 2), **detail)
+        self._log.error("worker ended", starts_again_s=round(pause_s, 2), **_about(worker, reason))
 
     def _gives_up(self, worker: WorkerSlot, reason: str) -> bool:
         """Whether a worker that ended before all answered ends the service; others that answer are drained."""
@@ -315,7 +317,7 @@ class Supervisor:
         if worker.listener.fileno() < 0:
             return
         if reason is not None:
-            self._log.error("worker ended in the shutdown", worker=worker.place.number, reason=reason)
+            self._log.error("worker ended in the shutdown", **_about(worker, reason))
         if worker.is_last:
             worker.listener.close()
         else:
@@ -359,6 +361,12 @@ class Supervisor:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)
+
+
+def _about(worker: WorkerSlot, reason: str) -> dict[str, int | str]:
+    """What the log says of a worker that has ended."""
+    detail = {} if worker.failure is None else {"detail": worker.failure}
+    return {"worker": worker.place.number, "reason": reason, **detail}
 
 
 _HANDLED: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}

@@ -15,7 +15,7 @@ from bench.serving.plan import SMOKE, ServingPlan
 from bench.serving.results import ServingResults
 from bench.serving.setting import Setting
 from bench.serving.stages import at_its_best, measured_visits, tuning_visits
-from bench.serving.targets import echo_of, verdicts
+from bench.serving.targets import cpu_by_workers, echo_of, verdicts
 
 MIB = 2**20
 ABOUT = {"took_s": 30.0, "commit": "abc1234", "at": "2026-11-24T10:00:00Z", "load_average": 2.5}
@@ -317,3 +317,12 @@ def test_a_peer_that_is_measured_again_later_leaves_our_rate_and_has_no_ratio() 
     read.measurements["contenders/3/MOSEC/closed"] |= {"at": "2026-11-24T15:00:00Z", "good": 9000.0}
     assert verdict(read, "2,000 req/s") == ("2,400 req/s", True)
     assert verdict(read, "0.9 × MOSEC") == ("1.20 ×", True)
+
+
+@pytest.mark.parametrize("counts", [(1, 2), (1, 2, 8), (2, 4), ()])
+def test_the_time_of_an_answer_is_compared_for_exactly_1_2_and_4_workers(counts: tuple[int, ...]) -> None:
+    medians = {f"{count} workers": {"cpu_ms": 1.0} for count in counts}
+    of_all = {"items": 100, "neighbours": 0, "medians": medians}
+    assert cpu_by_workers(of_all).holds is None
+    measured = {f"{count} workers": {"cpu_ms": 1.0} for count in (1, 2, 4)}
+    assert cpu_by_workers(of_all | {"medians": measured}).holds is True

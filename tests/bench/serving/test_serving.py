@@ -59,6 +59,18 @@ def test_an_unfinished_stage_of_another_day_or_commit_is_measured_anew(tmp_path:
     assert "users/1/closed" in results
 
 
+def test_a_contender_that_failed_on_another_day_costs_nobody_elses_figures(tmp_path: Path) -> None:
+    results = Measurements(tmp_path / "a.json", {}, fresh=True)
+    results.put("contenders/1/us", {"good": 1.0}, took_s=1.0)
+    results.put("contenders/1/them", {"failed": "it did not serve"}, took_s=1.0)
+    for key in ("contenders/1/us", "contenders/1/them"):
+        results[key]["at"] = "2026-11-25T19:00:00Z"
+    stage = visit("contenders", "contenders/1/us", "contenders/1/them")
+    assert forget_unfinished([stage], results) == []
+    assert "contenders/1/us" in results
+    assert [task.key for task in missing(stage, results)] == ["contenders/1/them"]  # it is tried again
+
+
 class Started:
     """Stands in for the setting and for what it starts."""
 

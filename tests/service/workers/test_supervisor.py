@@ -3,15 +3,16 @@
 import http.client
 import os
 import re
+import selectors
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from structlog import get_logger
 from service.settings.load import load_settings
 from service.settings.worker_place import WorkerPlace
 from service.workers import supervisor
+from service.workers.worker_process import FAILED, STARTED
 from tests.service.http.test_graceful_shutdown import stored, under_load
 from tests.service.test_server import children, refused, refuses_connections
 from tests.support.processes import service_process
@@ -269,26 +271,76 @@ def test_a_replacement_that_hangs_in_its_start_is_replaced(
     assert [line["worker"] for line in lines if line["event"] == "worker ended"] == [late["worker"]] * 2
 
 
-def test_a_worker_that_drains_is_silent_and_not_killed_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its event loop gives no more signs of life; the time of the drain bounds it."""
-    monkeypatch.setattr(supervisor, "_HUNG_S", 0.0)
-    killed: list[str] = []
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[supervisor.Supervisor]:
+    """A parent of two workers that are not started."""
     settings = load_settings(registry="r", workers=2, drain_s=60)
     places = [WorkerPlace(number=number, count=2, directory=tmp_path) for number in (1, 2)]
     with socket.socket() as one, socket.socket() as two:
-        parent = supervisor.Supervisor(
+        made = supervisor.Supervisor(
             settings, [settings.for_worker(place) for place in places], [one, two], log=get_logger(), ready=list
         )
-        worker = parent._workers[0]
-        worker.process, worker.answers = SimpleNamespace(kill=lambda: killed.append("hung")), True  # type: ignore[assignment]
-        parent._ends = True
-        parent._end_if_hung(worker)
-        assert not killed
-        parent._ends = False
-        parent._end_if_hung(worker)
-        assert killed == ["hung"]
-        for end in chain.from_iterable(parent._inboxes):
+        yield made
+        for end in chain.from_iterable(made._inboxes):
             end.close()
+
+
+def test_a_worker_that_drains_is_silent_and_not_killed_for_it(
+    parent: supervisor.Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event loop gives no more signs of life; the time of the drain bounds it."""
+    monkeypatch.setattr(supervisor, "_HUNG_S", 0.0)
+    killed: list[str] = []
+    worker = parent._workers[0]
+    worker.process, worker.answers = SimpleNamespace(kill=lambda: killed.append("hung")), True  # type: ignore[assignment]
+    parent._ends = True
+    parent._end_if_hung(worker)
+    assert not killed
+    parent._ends = False
+    parent._end_if_hung(worker)
+    assert killed == ["hung"]
+
+
+def test_a_worker_that_answers_after_a_long_start_is_not_taken_for_hung(
+    parent: supervisor.Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last sign of life before is that of the start."""
+    monkeypatch.setattr(supervisor, "_HUNG_S", 0.2)
+    killed: list[str] = []
+    worker = parent._workers[0]
+    parent._board.reset(worker.place.number)
+    sleep(0.3)
+    worker.process = SimpleNamespace(kill=lambda: killed.append("hung"))  # type: ignore[assignment]
+    worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker.control, theirs:
+        theirs.send(STARTED)
+        parent._hear(worker)
+        parent._end_if_hung(worker)
+    assert worker.answers
+    assert not killed
+
+
+def test_what_a_worker_said_is_read_after_its_end_with_an_order_unread(parent: supervisor.Supervisor) -> None:
+    """The end of a socket that has unread data is a reset, which is reported once, before what was sent."""
+    worker = parent._workers[0]
+    worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent._selector.register(worker.control, selectors.EVENT_READ)
+    worker.order(signal.SIGTERM)
+    theirs.send(FAILED + b"no bundle")
+    theirs.close()
+    while worker.control is not None:
+        parent._hear(worker)
+    assert worker.failure == "no bundle"
+
+
+def test_the_log_says_why_a_worker_could_not_start_in_the_shutdown(parent: supervisor.Supervisor) -> None:
+    worker = parent._workers[0]
+    worker.failure = "no bundle"
+    said: list[Any] = []
+    parent._log = SimpleNamespace(error=lambda event, **about: said.append((event, about)))  # type: ignore[assignment]
+    parent._start_last(worker, "exit code 1")
+    about = {"worker": 1, "reason": "exit code 1", "detail": "no bundle"}
+    assert said == [("worker ended in the shutdown", about)]
 
 
 def test_workers_that_never_answer_end_the_command(monkeypatch: pytest.MonkeyPatch, small_registry: Path) -> None:
