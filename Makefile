@@ -122,7 +122,7 @@ bench-shop: $(VENV)/.installed
 bench-events: $(VENV)/.installed
 	$(BIN)/python -m bench.load.events_cost $(BENCH_ARGS)
 
-# Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
+# Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes; takes --workers 2 too.
 bench-swap: $(VENV)/.installed
 	$(BIN)/python -m bench.load.swap $(BENCH_ARGS)
 

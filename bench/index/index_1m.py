@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_encoder(path: Path) -> None:
-    """An encoder of the product's own shape, untrained: it answers with a recency-weighted mean and some noise."""
+    """An untrained encoder of 2 layers of 128: it answers with a recency-weighted mean and some noise."""
     if path.is_file():
         return
     say("encoder")
