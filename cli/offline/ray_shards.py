@@ -68,7 +68,7 @@ def check_engine(engine: str, address: str | None, most: int | None, storage: st
             "machines embed with --engine ray"
         )
     if engine == "process" and not (address is None and most is None and storage is None):
-        raise typer.BadParameter("--ray-address, --ray-workers and --ray-storage need --engine ray")
+        raise typer.BadParameter("the options --ray-… need --engine ray")
 
 
 def ray_shards(
