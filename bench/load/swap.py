@@ -4,8 +4,9 @@
     python -m bench.load.swap --workers 2    # also: until all workers answer from the new bundle
 
 Open-loop Poisson load on `POST /recommend` (half of it with histories stored in Redis) while the pointer of the
-registry moves. No request may fail, and every answer must equal that of the bundle it names, computed offline. Latency
-counts from the moment a request was due. Prints and writes JSON; compare figures within one file only.
+registry moves. No request may fail, and every answer must be that of the bundle it names: it has its exact scores, and
+nearly the items of an offline search. Latency counts from the moment a request was due. Prints and writes JSON; compare
+figures within one file only.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.faults.bundle_answers import Answered, Right, mixed
 from bench.index.catalogues import another_night, make_catalogue
 from bench.index.encoder import made_encoder, size_name
 from bench.load.open_loop import Client, arrivals, requests_of
@@ -47,21 +49,6 @@ from index.bundle.registry import Registry
 K = 20
 HISTORY = 10
 WINDOW_S = 4.0  # of a swap, from the moment the pointer moves
-TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One request: which body, when it was due (perf_counter), seconds from then to the answer, status, body.
-
-    A server that stalls is charged for all that waited meanwhile. Status 0 is a connection that failed.
-    """
-
-    number: int
-    due: float
-    seconds: float
-    status: int
-    body: bytes
 
 
 @dataclass
@@ -246,36 +233,11 @@ def store_histories(server: Server, setup: SwapSetup) -> None:
             server.call("/events", {"events": events})
 
 
-def expected(setup: SwapSetup) -> dict[str, list[list[tuple[str, float]]]]:
-    """The answer of each good bundle to each request, computed without the service."""
-    answers = {}
-    for bundle_id in setup.good:
-        bundle = Bundle.load(setup.registry / bundle_id)
-        answers[bundle_id] = [_best(bundle, items) for items in setup.histories]
-    return answers
-
-
-def _best(bundle: Bundle, items: Sequence[str]) -> list[tuple[str, float]]:
-    rows, _ = bundle.ids.rows(items)
-    usable = rows[bundle.indexed[rows]]
-    found = bundle.search(bundle.encode([usable]), K + len(set(items)))
-    kept = [(row, score) for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)]
-    return [(bundle.ids.id(row), score) for row, score in kept if row >= 0 and row not in set(rows.tolist())][:K]
-
-
-def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, float]]]]) -> list[str]:
-    """Defects of answers: a bundle that may not serve, or items or scores of another bundle."""
-    wrong = []
-    for answer in answers:
-        if answer.status != 200:
-            continue
-        body = json.loads(answer.body)
-        wanted = right.get(body["bundle"], [[]] * (answer.number + 1))[answer.number]
-        same = [item["item_id"] for item in body["items"]] == [item for item, _ in wanted]
-        close = same and np.allclose([item["score"] for item in body["items"]], [s for _, s in wanted], atol=TOLERANCE)
-        if not close or not wanted or body["strategy"] != "sequence" or body["degraded"] is not None:
-            wrong.append(f"request {answer.number}, bundle {body['bundle']}, {body['strategy']}, {body['degraded']}")
-    return wrong
+def expected(setup: SwapSetup) -> dict[str, Right]:
+    """What each good bundle answers."""
+    return {
+        bundle_id: Right.of(Bundle.load(setup.registry / bundle_id), setup.histories, K) for bundle_id in setup.good
+    }
 
 
 def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
