@@ -9,6 +9,8 @@ import pytest
 from tests.support.environments import without_coverage
 
 TRAINING_STACK = ["torch", "transformers", "peft", "accelerate", "polars", "sklearn", "onnx"]
+ENGINES = ["obstore", "fsspec", "simpy", "pymilvus", "ray", "confluent_kafka"]
+"""Of other extras, which the default does without."""
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -25,10 +27,11 @@ def printed(code: str) -> str:
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [
-        ("import service.app", [*TRAINING_STACK, "jinja2"]),
-        ("import cli.app", [*TRAINING_STACK, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
-        ("import index.bundle.registry, index.bundle.bundle", [*TRAINING_STACK, "fastapi", "redis"]),
-        ("import training.data.dataset", ["torch", "transformers", "fastapi", "redis", "faiss"]),
+        ("import service.app", [*TRAINING_STACK, *ENGINES, "jinja2"]),
+        ("import service.server", [*TRAINING_STACK, *ENGINES]),
+        ("import cli.app", [*TRAINING_STACK, *ENGINES, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
+        ("import index.bundle.registry, index.bundle.bundle", [*TRAINING_STACK, *ENGINES, "fastapi", "redis"]),
+        ("import training.data.dataset", ["torch", "transformers", *ENGINES, "fastapi", "redis", "faiss"]),
     ],
 )
 def test_loads_nothing_that_it_should_not(statement: str, forbidden: list[str]) -> None:

@@ -34,6 +34,7 @@ from cli.online.milvus_push import (
     RecallOption,
     SampleOption,
     TokenFileOption,
+    WaitOption,
     bundle_directory,
     push_bundle,
 )
@@ -137,12 +138,13 @@ def push(
     min_recall: RecallOption = 0.95,
     sample: SampleOption = 200,
     keep: KeepOption = 2,
+    wait: WaitOption = 3600.0,
     redis: RedisOption = None,
     spare: SpareOption = None,
 ) -> None:
     """Put a bundle into Milvus, check it, measure its recall, and let it serve; goes on where it was interrupted."""
     push_bundle(
-        bundle, registry, milvus, token_file, min_recall, sample, keep, _progress, redis=redis, spare=spare or ()
+        bundle, registry, milvus, token_file, min_recall, sample, keep, wait, _progress, redis=redis, spare=spare or ()
     )
 
 

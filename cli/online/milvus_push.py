@@ -51,6 +51,12 @@ SampleOption = Annotated[int, typer.Option(min=1, help="Queries that recall is m
 KeepOption = Annotated[
     int, typer.Option(min=1, help="Checked collections to keep, the new one included; those in use come on top.")
 ]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait", min=0, help="Most seconds of each wait for Milvus: for a flush, for a load, and for the index."
+    ),
+]
 
 
 def push_bundle(
@@ -61,6 +67,7 @@ def push_bundle(
     min_recall: float,
     sample: int,
     keep: int,
+    wait_s: float,
     progress: ShowProgress,
     *,
     redis: str | None = None,
@@ -104,7 +111,7 @@ def push_bundle(
             report("verify", 0.0)
             is_path = bundle is not None and Path(bundle).name != bundle
             loaded = Bundle.load(bundle_directory(bundle, None if is_path else registry), verify="full")
-            options = PushOptions(min_recall=min_recall, sample=sample, keep=keep)
+            options = PushOptions(min_recall=min_recall, sample=sample, keep=keep, wait_s=wait_s)
             done = push(loaded, client, options, report, in_use)
         _show(done, unknown)
     finally:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,10 @@ VECTOR: Final = "vector"
 DIGEST: Final = "digest"
 MOST_ROWS: Final = 16_384
 """Most rows of one answer of Milvus."""
+MOST_BYTES: Final = 32 << 20
+"""Most bytes of vectors that are asked for in one call; Milvus gives at most 100 MB."""
 _T = TypeVar("_T")
-_NOT_FOUND: Final = 100  # also what milvus-lite answers for an unknown alias
+_NOT_FOUND: Final = frozenset({100, 1600})  # a collection, an alias; milvus-lite answers 100 for both
 _LINKS, _BUILD_EFFORT = 16, 200
 _NAME, _RECORD = "bundle", "record"
 _STRONG: Final = {"consistency_level": "Strong"}
@@ -151,7 +154,7 @@ class MilvusClient:
         return sorted(name for name in names if name.startswith(PREFIX) and name != RECORDS)
 
     def fits(self, collection: str, dim: int, fields: Sequence[ScalarField]) -> bool:
-        """Whether a collection is one that :meth:`create` would make."""
+        """Whether a collection is one that :meth:`create` would make, with its index."""
         found = self._call("describe_collection", collection_name=collection)
         kinds = self._library.DataType
         wanted = {ROW: kinds.INT64, VECTOR: kinds.FLOAT_VECTOR, IS_NEW: kinds.BOOL, DIGEST: kinds.INT64}
@@ -162,7 +165,7 @@ class MilvusClient:
             dims = [int(field["params"]["dim"]) for field in found["fields"] if field["name"] == VECTOR]
             return types == wanted and dims == [dim]
 
-        return self._checked(same)
+        return self._checked(same) and self._index_of(collection) is not None
 
     def create(self, collection: str, dim: int, fields: Sequence[ScalarField]) -> None:
         """Create an empty collection that can be written to and searched.
@@ -182,7 +185,7 @@ class MilvusClient:
             schema.add_field(field.column, **_field_type(kinds, field.kind))
         index = library.MilvusClient.prepare_index_params()
         building = {"M": _LINKS, "efConstruction": _BUILD_EFFORT}
-        index.add_index(VECTOR, index_type="HNSW", metric_type="IP", params=building)
+        index.add_index(VECTOR, index_name=VECTOR, index_type="HNSW", metric_type="IP", params=building)
         self._call("create_collection", collection_name=collection, schema=schema, index_params=index)
 
     def write(self, collection: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -206,18 +209,25 @@ class MilvusClient:
         found = self._call("query", collection_name=collection, filter="", output_fields=["count(*)"], **_STRONG)
         return self._checked(lambda: int(found[0]["count(*)"]))
 
-    def flush(self, collection: str) -> None:
-        """Write everything to the store of Milvus, so that indexes are built over it."""
-        self._call("flush", collection_name=collection)
+    def flush(self, collection: str, wait_s: float) -> None:
+        """Write everything to the store of Milvus, so that indexes are built over it.
+
+        Args:
+            collection: its name.
+            wait_s: most seconds, as pymilvus returns only when all is written.
+        """
+        self._call("flush", wait_s, collection_name=collection)
 
     def rows_without_index(self, collection: str) -> int:
         """The number of rows over which the index is not built yet."""
-        found = self._call("describe_index", collection_name=collection, index_name=VECTOR)
-        return self._checked(lambda: int((found or {}).get("pending_index_rows", 0)))
+        found = self._index_of(collection) or {}
+        if found.get("state") == "Failed":
+            raise RetrieverUnavailable(f"Milvus at {self._address!r} could not build the index of {collection}")
+        return self._checked(lambda: int(found.get("pending_index_rows", 0)))
 
     def load(self, collection: str) -> None:
-        """Load a collection, so that it can be searched."""
-        self._call("load_collection", collection_name=collection)
+        """Begin to load a collection; :meth:`is_loaded` says when it can be searched."""
+        self._call("load_collection", collection_name=collection, _async=True)
 
     def make_current(self, collection: str) -> None:
         """Let the alias name this collection."""
@@ -225,7 +235,9 @@ class MilvusClient:
         self._call(call, collection_name=collection, alias=CURRENT)
 
     def drop(self, collection: str) -> None:
-        """Delete a collection."""
+        """Delete a collection, after the alias if that names it: Milvus deletes no collection with an alias."""
+        if self._current() == collection:
+            self._call("drop_alias", alias=CURRENT)
         self._call("drop_collection", collection_name=collection)
 
     def record(self, bundle_id: str) -> CollectionRecord | None:
@@ -243,17 +255,29 @@ class MilvusClient:
         records = self._checked(lambda: [CollectionRecord.from_json(row[_RECORD]) for row in found])
         return sorted(records, key=lambda record: record.pushed, reverse=True)
 
+    def open_records(self) -> None:
+        """Create the collection of the records, or load it.
+
+        It is not loaded after Milvus was restored from a backup. It lacks its index where a push was killed.
+        """
+        there, kinds = self.has(RECORDS), self._library.DataType
+        if there and self.is_loaded(RECORDS):
+            return
+        index = self._library.MilvusClient.prepare_index_params()
+        index.add_index(VECTOR, index_name=VECTOR, index_type="FLAT", metric_type="IP")
+        if there:
+            if self._index_of(RECORDS) is None:
+                self._call("create_index", collection_name=RECORDS, index_params=index)
+            self._call("load_collection", collection_name=RECORDS)
+            return
+        schema = self._library.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field(_NAME, kinds.VARCHAR, is_primary=True, max_length=255)
+        schema.add_field(_RECORD, kinds.VARCHAR, max_length=65_535)
+        schema.add_field(VECTOR, kinds.FLOAT_VECTOR, dim=2)  # a collection needs one
+        self._call("create_collection", collection_name=RECORDS, schema=schema, index_params=index)
+
     def keep_record(self, record: CollectionRecord) -> None:
-        """Write a record, or replace that of the same bundle."""
-        if not self.has(RECORDS):
-            kinds = self._library.DataType
-            schema = self._library.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-            schema.add_field(_NAME, kinds.VARCHAR, is_primary=True, max_length=255)
-            schema.add_field(_RECORD, kinds.VARCHAR, max_length=65_535)
-            schema.add_field(VECTOR, kinds.FLOAT_VECTOR, dim=2)  # a collection needs one
-            index = self._library.MilvusClient.prepare_index_params()
-            index.add_index(VECTOR, index_type="FLAT", metric_type="IP")
-            self._call("create_collection", collection_name=RECORDS, schema=schema, index_params=index)
+        """Write a record, or replace that of the same bundle, after :meth:`open_records`."""
         self.write(RECORDS, [{_NAME: record.bundle, _RECORD: record.to_json(), VECTOR: [0.0, 0.0]}])
 
     def drop_record(self, bundle_id: str) -> None:
@@ -266,13 +290,20 @@ class MilvusClient:
         except _NotFound:
             return None
 
-    def _call(self, name: str, **arguments: Any) -> Any:  # noqa: ANN401 - pymilvus has no types
+    def _index_of(self, collection: str) -> Mapping[str, Any] | None:
+        """The index of the vectors; None if there is none."""
+        now = int(time.time() * 1000) << 18  # as Milvus counts; else the state leaves out rows younger than the index
+        found = self._call("describe_index", collection_name=collection, index_name=VECTOR, timestamp=now)
+        return self._checked(lambda: None if found is None else dict(found))
+
+    def _call(self, name: str, timeout_s: float | None = None, /, **arguments: Any) -> Any:  # noqa: ANN401 - no types
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            return getattr(self._connected(), name)(**arguments, timeout=self._timeout_s)
+            return getattr(self._connected(), name)(**arguments, timeout=timeout_s)
         except RetrieverUnavailable:
             raise
         except self._library.MilvusException as error:
-            kind = _NotFound if error.code == _NOT_FOUND else RetrieverUnavailable
+            kind = _NotFound if error.code in _NOT_FOUND else RetrieverUnavailable
             raise kind(f"Milvus at {self._address!r} failed at {name}: {self._shown(error)}") from None
         except Exception as error:  # noqa: BLE001 - grpc's errors, and those of answers that pymilvus cannot read
             raise RetrieverUnavailable(

@@ -21,7 +21,7 @@ from index.search.row_mask import RowMask
 from index.search.scoring import FoundVectors, ScoredRows, best_of, slot_scores
 from service.errors import BundleRefused, RetrieverUnavailable
 from service.retrieval.guard import Guard
-from service.retrieval.milvus.client import MOST_ROWS, FoundRows, MilvusClient
+from service.retrieval.milvus.client import MOST_BYTES, MOST_ROWS, FoundRows, MilvusClient
 from service.retrieval.milvus.collection_record import CollectionRecord, collection_of
 from service.retrieval.milvus.expression import expression_of
 from service.retrieval.milvus.scalar_fields import kinds_of
@@ -30,7 +30,6 @@ from service.retrieval.milvus.stored_vectors import StoredVectors
 _FEW_ROWS: Final = 256  # so few allowed rows are all scored: exact, and no graph is good at them
 _WIDER: Final = 4  # times as many candidates where too few were allowed
 _MOST_RECORDS: Final = 8
-_MOST_BYTES: Final = 32 << 20  # of the vectors in one answer; without them the stored vectors of the bundle are read
 
 _Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -134,7 +133,8 @@ class MilvusRetriever:
         record = self._record_of(bundle)
         kinds = kinds_of(bundle.metadata, record.fields)
         expression = expression_of(None if allowed is None else allowed.rule, record.fields, kinds)
-        name, with_vectors = collection_of(bundle.id), fetch * queries.nbytes <= _MOST_BYTES
+        # Without the vectors in the answer, those of the bundle are read.
+        name, with_vectors = collection_of(bundle.id), fetch * queries.nbytes <= MOST_BYTES
         probe = partial(self._client.search, name, np.zeros((1, record.dim), dtype=np.float32), 1, "", record.ef)
         work = partial(self._client.search, name, queries, fetch, expression, record.ef, vectors=with_vectors)
         return self._guard.call(work, probe)

@@ -26,7 +26,7 @@ from service.retrieval.milvus.recall import MeasuredRecall, measure
 from service.retrieval.milvus.scalar_fields import ScalarField, scalar_fields
 
 _BATCH_BYTES: Final = 8 << 20
-_ROW_BYTES: Final = 1024  # of fields, about
+_ROW_BYTES: Final = 1024  # of names and numbers, about
 _MOST_BATCH: Final = 4096
 _POLL_S: Final = 0.5
 
@@ -43,7 +43,7 @@ class PushOptions:
         min_recall: the lowest recall@20 of plain queries, 0 … 1.
         sample: number of queries that recall is measured with, at least 1.
         keep: number of checked collections to keep, the new one included, at least 1; those in use come on top.
-        wait_s: most seconds until indexes are built and the collection is loaded.
+        wait_s: most seconds of each wait: for the end of a flush, for a load, for indexes and the load after them.
     """
 
     min_recall: float = 0.95
@@ -98,14 +98,15 @@ def push(
         raise PushRefused(f"{bundle.id}: must have an item with a slot to be searched; it has none")
     name = collection_of(bundle.id)
     rows = BundleRows(bundle)
+    client.open_records()
     record = client.record(bundle.id) if client.has(name) else None
     if record is not None and record.content != bundle.manifest.content:
         record = None
     written = 0
     if record is None:
-        written = _fill(client, name, rows, progress)
-    _check(client, name, rows, progress)
-    _load(client, name, options.wait_s, progress)
+        written = _fill(client, name, rows, options.wait_s, progress)
+    _check(client, name, rows, options.wait_s, progress)
+    _wait_for_index(client, name, options.wait_s, progress)
     if record is None:
         progress("recall", 0.0)
         measured = measure(bundle, client, name, options.min_recall, options.sample)
@@ -134,7 +135,8 @@ class BundleRows:
         self.bundle = bundle
         self.fields: list[ScalarField] = scalar_fields(bundle.metadata)
         self.numbers: NDArray[np.int64] = np.flatnonzero(bundle.indexed)
-        each = bundle.layout.dim * 4 + _ROW_BYTES
+        texts = sum(field.values.nbytes for field in self.fields) // max(len(bundle.metadata), 1)
+        each = bundle.layout.dim * 4 + _ROW_BYTES + texts
         self._size = max(1, min(_MOST_BATCH, MOST_ROWS, _BATCH_BYTES // each))
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], float]]:
@@ -163,7 +165,7 @@ def digest_of(vector: NDArray[np.float32], scalars: dict[str, Any]) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _fill(client: MilvusClient, name: str, rows: BundleRows, progress: Progress) -> int:
+def _fill(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, progress: Progress) -> int:
     """Write the rows that are not in the collection yet; how many they are."""
     fresh = not client.has(name)
     if not fresh and not client.fits(name, rows.bundle.layout.dim, rows.fields):
@@ -171,8 +173,8 @@ def _fill(client: MilvusClient, name: str, rows: BundleRows, progress: Progress)
         fresh = True
     if fresh:
         client.create(name, rows.bundle.layout.dim, rows.fields)
-    elif not client.is_loaded(name):
-        client.load(name)  # to read what is there
+    else:
+        _load(client, name, time.monotonic() + wait_s)  # to read what is there
     written = 0
     for numbers, share in rows.batches():
         progress("rows", share)
@@ -182,18 +184,17 @@ def _fill(client: MilvusClient, name: str, rows: BundleRows, progress: Progress)
         if missing:
             client.write(name, missing)
             written += len(missing)
-    client.flush(name)
+    client.flush(name, wait_s)
     return written
 
 
-def _check(client: MilvusClient, name: str, rows: BundleRows, progress: Progress) -> None:
+def _check(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, progress: Progress) -> None:
     """Check the number of rows and the digest of each.
 
     Raises:
-        PushRefused: the collection holds other rows.
+        PushRefused: the collection holds other rows, or is not loaded in time.
     """
-    if not client.is_loaded(name):
-        client.load(name)
+    _load(client, name, time.monotonic() + wait_s)
     count = client.count(name)
     if count != rows.numbers.size:
         raise PushRefused(f"{name} must hold {rows.numbers.size} rows, got {count}; drop it and push again")
@@ -205,7 +206,7 @@ def _check(client: MilvusClient, name: str, rows: BundleRows, progress: Progress
                 raise PushRefused(f"{name} holds another row {row[ROW]} than the bundle; push again")
 
 
-def _load(client: MilvusClient, name: str, wait_s: float, progress: Progress) -> None:
+def _wait_for_index(client: MilvusClient, name: str, wait_s: float, progress: Progress) -> None:
     """Wait until indexes are built over all rows and the collection is loaded.
 
     Raises:
@@ -215,6 +216,17 @@ def _load(client: MilvusClient, name: str, wait_s: float, progress: Progress) ->
     while waiting := client.rows_without_index(name):
         progress("index", max(0.0, 1.0 - waiting / total))
         _wait(until, f"{name}: indexes are not built over {waiting} rows")
+    _load(client, name, until)
+
+
+def _load(client: MilvusClient, name: str, until: float) -> None:
+    """Load a collection unless it is loaded, and wait for it; ``until``: of the monotonic clock.
+
+    Raises:
+        PushRefused: that takes too long.
+    """
+    if client.is_loaded(name):
+        return
     client.load(name)
     while not client.is_loaded(name):
         _wait(until, f"{name} is not loaded")
@@ -222,7 +234,7 @@ def _load(client: MilvusClient, name: str, wait_s: float, progress: Progress) ->
 
 def _wait(until: float, what: str) -> None:
     if time.monotonic() > until:
-        raise PushRefused(f"{what} in time; see the log of Milvus, then push again")
+        raise PushRefused(f"{what} in time; raise --wait, or see the log of Milvus, then push again")
     time.sleep(_POLL_S)
 
 

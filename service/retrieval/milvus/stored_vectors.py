@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.search.scoring import FoundVectors
 from service.retrieval.guard import Guard
-from service.retrieval.milvus.client import MOST_ROWS, MilvusClient
+from service.retrieval.milvus.client import MOST_BYTES, MOST_ROWS, MilvusClient
 from service.retrieval.milvus.collection_record import collection_of
 from service.retrieval.milvus.row_vector_cache import RowVectorCache
 
@@ -71,7 +71,8 @@ class StoredVectors:
     def _fetch(self, bundle: Bundle, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(r, Σd) float32 vectors of rows, in one call unless they are more than Milvus gives in one."""
         name, dim = collection_of(bundle.id), bundle.layout.dim
-        parts = [rows[start : start + MOST_ROWS] for start in range(0, rows.size, MOST_ROWS)]
+        most = max(1, min(MOST_ROWS, MOST_BYTES // (4 * dim)))
+        parts = [rows[start : start + most] for start in range(0, rows.size, most)]
         probe = partial(self._client.vectors, name, rows[:1], dim)
         fetched = [self._guard.call(partial(self._client.vectors, name, part, dim), probe) for part in parts]
         return fetched[0] if len(fetched) == 1 else np.concatenate(fetched)

@@ -65,7 +65,8 @@ def open_pipeline(
     connection = confirmed(wait_replicas, timeout_s)
     if redis.kind == "cluster":
         return _open_cluster(redis, timeout_s, watch, on_state, connection)
-    connect = connector(redis.url) if redis.kind == "one" else sentinel_connector(several_servers(redis.url))
+    one = redis.kind == "one"
+    connect = connector(redis.url) if one else sentinel_connector(several_servers(redis.url), timeout_s)
     return RedisPipeline(connect, timeout_s=timeout_s, on_state=on_state, renewal=renewal, connection=connection)
 
 

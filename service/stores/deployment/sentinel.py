@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from service.settings.redis_url import RedisUrl
 from service.stores.redis_client import Connect, connection_pool
 
-_TIMEOUT_S: Final = 0.1  # of one Sentinel, so that the next one is asked within the timeout of a call
+_SHORTEST_S: Final = 0.1  # of one Sentinel
 
 
 class _Master:
@@ -61,8 +61,13 @@ class _Master:
         return host, port
 
 
-def sentinel_connector(url: RedisUrl) -> Connect:
+def sentinel_connector(url: RedisUrl, timeout_s: float) -> Connect:
     """A function that creates connections to the master, without opening them.
+
+    Args:
+        url: addresses of the Sentinels, and the name of the master.
+        timeout_s: of a call. Each Sentinel has an equal part of it, and the master one, so that all are asked in time,
+            but at least 0.1 s.
 
     Raises:
         SettingsError: redis-py does not understand user, password or parameters of the URL.
@@ -70,9 +75,10 @@ def sentinel_connector(url: RedisUrl) -> Connect:
     pool = connection_pool(url.server_url)
     encrypted = issubclass(pool.connection_class, SSLConnection)
     tls = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
+    patience_s = max(_SHORTEST_S, timeout_s / (len(url.addresses) + 1))
     limits = {
-        "socket_timeout": _TIMEOUT_S,
-        "socket_connect_timeout": _TIMEOUT_S,
+        "socket_timeout": patience_s,
+        "socket_connect_timeout": patience_s,
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
     }

@@ -207,6 +207,34 @@ def test_a_collection_of_another_form_is_made_again(client: MilvusClient, few: B
     assert push(few, client, PushOptions()).written == 59
 
 
+def test_a_collection_without_its_index_is_made_again(
+    client: MilvusClient, few: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for made in (client.open_records, lambda: client.create(collection_of(few.id), few.layout.dim, [])):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(client._connected()), "create_index", killed)
+            with pytest.raises(KeyboardInterrupt):
+                made()
+    assert client.has(RECORDS)
+    assert client.has(collection_of(few.id))
+    assert push(few, client, PushOptions()).written == 59
+    assert client.record(few.id) is not None
+
+
+def test_collections_that_are_not_loaded_are_loaded(client: MilvusClient, few: Bundle) -> None:
+    """As after Milvus was restored from a backup."""
+    first = push(few, client, PushOptions())
+    for name in (RECORDS, collection_of(few.id)):
+        client._call("release_collection", collection_name=name)
+        assert not client.is_loaded(name)
+    again = push(few, client, PushOptions())
+    assert (again.written, again.record.content) == (0, first.record.content)
+    assert client.is_loaded(collection_of(few.id))
+
+
 def test_a_collection_that_belongs_to_another_program_is_not_touched(client: MilvusClient, few: Bundle) -> None:
     client.create("shop", 3, [])
     assert push(few, client, PushOptions(keep=1)).unchecked == ()

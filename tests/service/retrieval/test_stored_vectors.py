@@ -14,6 +14,7 @@ from service.errors import RetrieverUnavailable
 from service.recommend.engine import SearchJob, run_searches
 from service.request_trace import Trace
 from service.retrieval.guard import Guard
+from service.retrieval.milvus import stored_vectors
 from service.retrieval.milvus.client import MilvusAddress, MilvusClient, _vectors_of
 from service.retrieval.milvus.collection_record import collection_of
 from service.retrieval.milvus.milvus_retriever import MilvusRetriever
@@ -144,6 +145,25 @@ def test_the_histories_of_a_batch_are_one_call(fetching: MilvusRetriever, many: 
     assert (list(calls), calls.cached) == ([48, 1], 12)
     for result, expected in zip(found, run_searches(many, jobs), strict=True):
         assert result.query.tolist() == expected.query.tolist()
+
+
+def test_a_fetch_of_many_bytes_is_several_calls(
+    fetching: MilvusRetriever, many: Bundle, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_vectors, "MOST_BYTES", 40 * 4 * many.layout.dim)
+    asked: list[int] = []
+    real = MilvusClient.vectors
+
+    def counted(self: MilvusClient, collection: str, rows: Any, dim: int) -> Any:
+        asked.append(rows.size)
+        return real(self, collection, rows, dim)
+
+    monkeypatch.setattr(MilvusClient, "vectors", counted)
+    rows = np.arange(100, 200)
+    found = fetching.vectors(many, rows)
+    assert asked == [40, 40, 20]
+    assert found is not None
+    assert found.of(rows, many.vectors).tobytes() == many.vectors(rows).tobytes()
 
 
 def test_listed_items_are_at_most_two_calls_of_a_batch(fetching: MilvusRetriever, listed: Bundle, calls: Calls) -> None:

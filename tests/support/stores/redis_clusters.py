@@ -20,16 +20,19 @@ SLOTS = 16_384
 
 
 class Server:
-    """A server process with lines of configuration.
+    """A server process with lines of configuration, which must name the password.
 
     Attributes:
         port: on 127.0.0.1.
         process: of the server.
     """
 
-    def __init__(self, folder: Path, program: str, *lines: str, sentinel: bool = False) -> None:
+    def __init__(
+        self, folder: Path, program: str, *lines: str, sentinel: bool = False, password: str | None = None
+    ) -> None:
         folder.mkdir(parents=True)
         self.port = _port_of_node()
+        self._password = password
         self._log = folder / "redis.log"
         settings = [f"port {self.port}", "bind 127.0.0.1", f"dir {folder}", "logfile redis.log", *lines]
         settings += [] if sentinel else ['save ""']
@@ -39,7 +42,7 @@ class Server:
 
     def command(self, *parts: str | int) -> Any:
         """The reply to a command, as text."""
-        with Redis(port=self.port, decode_responses=True, socket_timeout=10) as client:
+        with Redis(port=self.port, password=self._password, decode_responses=True, socket_timeout=10) as client:
             client.response_callbacks.clear()
             return client.execute_command(*parts)  # type: ignore[no-untyped-call]
 

@@ -338,7 +338,7 @@ def test_the_contract_holds_on_another_server(opened, bundles, s3, monkeypatch):
     """On the server of TEST_S3_ENDPOINT with its bucket `shop`, else on moto's where it is installed."""
     endpoint = os.environ.get("TEST_S3_ENDPOINT")
     if endpoint is None:
-        pytest.importorskip("moto", reason="set TEST_S3_ENDPOINT, or install moto[s3] and flask-cors")
+        pytest.importorskip("moto", reason="set TEST_S3_ENDPOINT, or install the extra dev")
     with contextlib.ExitStack() as stack:
         if endpoint is None:
             port = free_port()

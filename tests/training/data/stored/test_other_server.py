@@ -32,7 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[str]:
             monkeypatch.setenv(name, value)
     with contextlib.ExitStack() as stack:
         if endpoint is None:
-            pytest.importorskip("moto", reason="set TEST_S3_ENDPOINT, or install moto[s3] and flask-cors")
+            pytest.importorskip("moto", reason="set TEST_S3_ENDPOINT, or install the extra dev")
             port = free_port()
             process = stack.enter_context(
                 subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL)
