@@ -85,13 +85,17 @@ class _Head(nn.Module):
 
     def forward(self, group: FeatureGroup, features: Tensor) -> Tensor:
         """(k, D) float32, rows of length 1, from (u, F) vectors of the group's items."""
-        projected = functional.normalize(self.projection(features - self.centre).float(), dim=1)
+        projected = self.project(features)
         present = group.members >= 0
         rows = projected[group.members.clamp(min=0)]  # (k, L, D)
         weights = self.recency[: group.members.shape[1]].expand(group.members.shape).masked_fill(~present, -torch.inf)
         mean = (functional.softmax(weights.float(), dim=1)[:, :, None] * rows).sum(dim=1)
         read = mean + self.step(mean).float()
         return functional.normalize(torch.where(group.histories[:, None], read, rows[:, 0]), dim=1)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(u, D) float32 vectors of items, rows of length 1, from (u, F)."""
+        return functional.normalize(self.projection(features - self.centre).float(), dim=1)
 
 
 class ModalityHeads(nn.Module):
@@ -135,6 +139,18 @@ class ModalityHeads(nn.Module):
             self.heads[_NAMES[group.modality]](group, self._read(group)) for group in batch.groups if len(group.members)
         ]
         return torch.cat(made) if made else torch.zeros(0, self.dim, device=self.device)
+
+    def encode_items(self, modality: str, features: Tensor) -> Tensor:
+        """Vectors of items alone.
+
+        Args:
+            modality: ``text`` or ``image``.
+            features: (u, F) float32, what the head reads.
+
+        Returns:
+            (u, D) float32, rows of length 1.
+        """
+        return cast("_Head", self.heads[_NAMES[modality]]).project(features)
 
     def _read(self, group: FeatureGroup) -> Tensor:
         """(u, F) what the head of a group reads of its items."""

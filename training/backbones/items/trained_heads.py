@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,18 +163,20 @@ def read_heads(directory: Path) -> ModalityHeads:
     return heads.eval()
 
 
-def load_heads(directory: Path, features: Path) -> ItemEmbedding:
+def load_heads(directory: Path, features: Path, *, attention: str | None = None) -> ItemEmbedding:
     """Read heads and load the encoder below them.
 
     Args:
         directory: of :func:`save_heads`.
         features: directory of the encoder's stored vectors.
+        attention: implementation of attention, in place of the one that it was trained with.
 
     Raises:
         BackboneError: a part is missing or unreadable.
     """
     described, heads = HeadsDescription.read(directory), read_heads(directory)
     source, blocks = described.source, TextBlocks.load(directory / TEXT_BLOCKS_FILE)
+    source = source if attention is None else replace(source, attention=attention)
     encoder = source.load()
     if described.text_layers:
         restore_text_layers(encoder, described.text_layers, directory)
