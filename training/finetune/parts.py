@@ -80,19 +80,28 @@ def make_starting_model(dataset: Dataset, config: RunConfig, run_dir: RunDirecto
         run_dir.make(run_dir.start, lambda aside: save_heads(aside, heads, source, blocks))
 
 
-def training_parts(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
+def training_parts(
+    dataset: Dataset,
+    config: RunConfig,
+    run_dir: RunDirectory,
+    *,
+    progress: Progress = lambda _step, _done, _all: None,
+) -> TrainingParts:
     """The parts of a run after :func:`make_starting_model`.
 
     Args:
         dataset: the catalogue.
         config: of the run.
         run_dir: of the run.
+        progress: called while texts pass the frozen layers below trained ones.
 
     Raises:
         BackboneError: the model cannot be loaded.
         EmbeddingsError: the stored vectors cannot be read.
     """
-    return (_heads if config.vlm.encodes_items else _vlm)(dataset, config, run_dir)
+    if config.vlm.encodes_items:
+        return _heads(dataset, config, run_dir, progress)
+    return _vlm(dataset, config, run_dir)
 
 
 def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
@@ -123,7 +132,7 @@ def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Training
     return TrainingParts(embedder, collator, lambda: pictures.unreadable, save, embedder.adapted)
 
 
-def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
+def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress: Progress) -> TrainingParts:
     """Heads on the stored vectors of an encoder, and its last text layers if they are trained."""
     features = Embeddings.load(run_dir.features, check=False)
     heads = read_heads(run_dir.start).train()
@@ -138,7 +147,9 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Traini
     source, layers = ItemSource.of(config.vlm), config.vlm.towers.trained_text_layers
     if layers:
         with_text = np.flatnonzero(features.vectors[TEXT].any(axis=1)).tolist()
-        heads.text_layers = last_text_layers(source.load(), layers, dataset.texts(), with_text, blocks)
+        heads.text_layers = last_text_layers(
+            source.load(), layers, dataset.texts(), with_text, blocks, progress=progress
+        )
     return TrainingParts(
         heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)
     )

@@ -14,7 +14,7 @@ from transformers import AutoModel
 from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from training.backbones.batches import spread
 from training.backbones.items.feature_batches import FeatureCollator
-from training.backbones.items.last_layers import LAYERS_FILE
+from training.backbones.items.last_layers import BELOW_LAYERS, LAYERS_FILE
 from training.backbones.items.source import ItemSource
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE
 from training.backbones.items.trained_heads import ItemEmbedding, load_heads
@@ -178,11 +178,18 @@ def test_a_killed_run_with_a_trained_layer_resumes_with_the_same_result(
         if now.step == 3:
             raise Killed
 
+    seen: list[tuple[int, int]] = []
+
+    def watch(step: str, done: int, every: int) -> None:
+        if step == BELOW_LAYERS:
+            seen.append((done, every))
+
     config = with_trained_layer(config)
     whole = train(shop, shop_parts, tmp_path / "whole", config)
     with pytest.raises(Killed):
         train(shop, shop_parts, tmp_path / "broken", config, report=kill)
-    model = train(shop, shop_parts, tmp_path / "broken", config, resume=True)
+    model = train(shop, shop_parts, tmp_path / "broken", config, resume=True, embedding=watch)
+    assert seen == [(0, 28), (28, 28)]  # also on --resume the texts pass the layers below, which takes time
     for name in ("heads.safetensors", LAYERS_FILE):
         first, second = load_file(whole / name), load_file(model / name)
         assert all(torch.equal(first[key], second[key]) for key in first)

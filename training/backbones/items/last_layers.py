@@ -4,7 +4,7 @@
 # cost of a step is that of the trained layers.
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LAYERS_FILE: Final = "text_layers.safetensors"
 MODEL_TYPES: Final = ("bert", "roberta", "xlm-roberta")
 """``model_type`` of the text encoders whose layers can be trained."""
+BELOW_LAYERS: Final = "texts below the trained layers"
+"""Name of the step that computes :class:`TextStates`, in a display of progress."""
 _TEXTS_AT_A_TIME = 64
 
 
@@ -113,7 +115,13 @@ class LastTextLayers(nn.Module):
 
 
 def last_text_layers(
-    encoder: "ItemEncoder", count: int, texts: Sequence[str | None], rows: Sequence[int], blocks: "TextBlocks | None"
+    encoder: "ItemEncoder",
+    count: int,
+    texts: Sequence[str | None],
+    rows: Sequence[int],
+    blocks: "TextBlocks | None",
+    *,
+    progress: Callable[[str, int, int], None] = lambda _step, _done, _all: None,
 ) -> LastTextLayers:
     """The last layers of the text encoder of a pair of towers, with the states below them.
 
@@ -123,6 +131,7 @@ def last_text_layers(
         texts: of the catalogue.
         rows: items with a text.
         blocks: joins the vectors with TF-IDF; None for the vectors alone.
+        progress: called with :data:`BELOW_LAYERS`, the number of texts that passed the frozen layers, and of all.
 
     Raises:
         BackboneError: its layers cannot be trained, or it has fewer.
@@ -139,6 +148,7 @@ def last_text_layers(
     try:
         with torch.inference_mode():
             for start in range(0, len(rows), _TEXTS_AT_A_TIME):
+                progress(BELOW_LAYERS, start, len(rows))
                 part = rows[start : start + _TEXTS_AT_A_TIME]
                 inputs = on_device(tower.prepare([plain_text(texts[row] or "") for row in part]), device)
                 hidden = model(**inputs).last_hidden_state.half().cpu()
@@ -146,6 +156,7 @@ def last_text_layers(
                 kept += [states[mask] for states, mask in zip(hidden, masks, strict=True)]
     finally:
         model.encoder.layer = layers
+    progress(BELOW_LAYERS, len(rows), len(rows))
     return LastTextLayers(tower, count, TextStates(rows, [states.clone() for states in kept]), blocks)
 
 
