@@ -11,6 +11,7 @@ from torch import Tensor
 from index.items.slots import TEXT
 from training.backbones.batches import Collator
 from training.backbones.gradient_cache import Embedder
+from training.backbones.items.adapted_towers import AdaptedTowers, dual_encoder
 from training.backbones.items.feature_batches import FeatureCollator
 from training.backbones.items.heads import ModalityHeads
 from training.backbones.items.last_layers import last_text_layers
@@ -133,7 +134,7 @@ def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Training
 
 
 def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress: Progress) -> TrainingParts:
-    """Heads on the stored vectors of an encoder, and its last text layers if they are trained."""
+    """Heads on the stored vectors of an encoder, and its last text layers or adapters if they are trained."""
     features = Embeddings.load(run_dir.features, check=False)
     heads = read_heads(run_dir.start).train()
     blocks = TextBlocks.load(run_dir.start / TEXT_BLOCKS_FILE)
@@ -149,6 +150,16 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress:
         with_text = np.flatnonzero(features.vectors[TEXT].any(axis=1)).tolist()
         heads.text_layers = last_text_layers(
             source.load(), layers, dataset.texts(), with_text, blocks, progress=progress
+        )
+    if config.vlm.adapters:
+        heads.adapters = AdaptedTowers(
+            dual_encoder(source.load()),
+            config.vlm.lora,
+            texts=dataset.texts(),
+            image_path=dataset.image_path,
+            blocks=blocks,
+            picture_bytes=config.train.picture_memory_mib * _MIB,
+            recompute=config.vlm.activation_checkpointing,
         )
     return TrainingParts(
         heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)

@@ -7,7 +7,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from index.items.slots import IMAGE, TEXT
 from training.backbones.items.last_layers import LastTextLayers
+
+if TYPE_CHECKING:
+    from training.backbones.items.adapted_towers import AdaptedTowers
 
 _NAMES = {TEXT: "text", IMAGE: "visual"}
 """Names of the heads; "visual." marks weights of the picture's side, see :data:`training.backbones.vlm.VISION`."""
@@ -111,14 +114,17 @@ class ModalityHeads(nn.Module):
         dim: D.
         max_history: as given.
         text_layers: last layers of the text encoder that are trained with the heads; None where it is frozen.
+        adapters: both towers of the encoder with adapters that are trained with the heads; None where it is frozen.
     """
 
     text_layers: LastTextLayers | None
+    adapters: "AdaptedTowers | None"
 
     def __init__(self, dims: Mapping[str, int], length: int, max_history: int) -> None:
         super().__init__()
         self.dims, self.dim, self.max_history = dict(dims), length, max_history
         self.text_layers = None
+        self.adapters = None
         self.heads = nn.ModuleDict({_NAMES[name]: _Head(size, length, max_history) for name, size in dims.items()})
 
     @property
@@ -154,6 +160,8 @@ class ModalityHeads(nn.Module):
 
     def _read(self, group: FeatureGroup) -> Tensor:
         """(u, F) what the head of a group reads of its items."""
+        if self.adapters is not None:
+            return cast("Tensor", self.adapters(group.modality, group.rows, group.features))
         if group.modality == TEXT and self.text_layers is not None:
             return cast("Tensor", self.text_layers(group.rows, group.features))
         return group.features

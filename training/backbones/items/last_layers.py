@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
+from training.backbones.items.encoder_part import EncoderPart
 from training.backbones.items.item_encoder import on_device, unit_rows
 from training.backbones.items.pooling import pooled
 from training.backbones.prompts import plain_text
@@ -72,9 +73,7 @@ class LastTextLayers(nn.Module):
         super().__init__()
         self.layers = copy.deepcopy(_layers(tower)[-count:]).float().requires_grad_()
         self._config, self._pooling, self._states, self._dim = tower.config, tower.pooling, states, tower.dim
-        centre = torch.zeros(tower.dim) if blocks is None else torch.from_numpy(blocks.centre[: tower.dim])
-        self._scale = 1.0 if blocks is None else float(blocks.scales[0])
-        self.register_buffer("_centre", centre, persistent=False)
+        self._part = EncoderPart(tower.dim, blocks)
 
     def forward(self, rows: Tensor, features: Tensor) -> Tensor:
         """What the text head reads of items.
@@ -96,8 +95,7 @@ class LastTextLayers(nn.Module):
         places = torch.empty(len(order), dtype=torch.int64)
         places[order] = torch.arange(len(order))
         vectors = torch.cat(made)[places.to(features.device)] if made else features[:, : self._dim]
-        own = (vectors - cast("Tensor", self._centre)) * self._scale
-        return torch.cat([own, features[:, self._dim :]], dim=1)
+        return cast("Tensor", self._part(vectors, features))
 
     def _encode(self, hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:
         hidden, mask = hidden.to(device), mask.to(device)
