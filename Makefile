@@ -48,9 +48,9 @@ check-slow:
 engines: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[milvus-test,ray]'
 
-# The tests of Milvus and Ray.
+# The tests of Milvus and Ray. Those of the workers without Ray run with the others.
 check-engines: engines
-	$(PYTEST) tests/service/retrieval tests/training/embedding/distributed tests/training/nightly/test_reindex_ray_slow.py
+	$(PYTEST) tests/service/retrieval tests/training/embedding/distributed/test_ray_slow.py tests/training/nightly/test_reindex_ray_slow.py
 
 # A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
 check-versions:
@@ -122,7 +122,7 @@ bench-shop: $(VENV)/.installed
 bench-events: $(VENV)/.installed
 	$(BIN)/python -m bench.load.events_cost $(BENCH_ARGS)
 
-# Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
+# Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes; takes --workers 2 too.
 bench-swap: $(VENV)/.installed
 	$(BIN)/python -m bench.load.swap $(BENCH_ARGS)
 

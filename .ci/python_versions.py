@@ -31,7 +31,8 @@ EXTRAS: Final = ("cpu", "train", "demo", "dev")
 NEEDS_TORCH: Final = frozenset({"accelerate", "peft", "torch", "transformers"})
 TESTS: Final = (
     *("tests/index/items", "tests/index/search", "tests/index/filters"),
-    *("tests/service/access", "tests/service/api", "tests/service/recommend", "tests/service/test_settings.py"),
+    *("tests/service/access", "tests/service/api", "tests/service/recommend", "tests/service/runtime"),
+    *("tests/service/telemetry", "tests/service/workers", "tests/service/test_settings.py"),
 )
 TESTS_OF_TRAINING: Final = (
     "tests/index/machine",
@@ -39,7 +40,10 @@ TESTS_OF_TRAINING: Final = (
     "tests/training/data",
     "tests/training/losses",
 )
-NEED_REDIS: Final = ("tests/service/api", "tests/service/recommend")
+NEED_REDIS: Final = (
+    *("tests/service/access", "tests/service/api", "tests/service/recommend"),
+    *("tests/service/telemetry", "tests/service/workers"),
+)
 CONSTRAINTS: Final = "constraints/cpu.txt"
 INSTALL_S, TESTS_S = 600, 600
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cli.capacity import plan
 from cli.errors import CliError
-from cli.offline import demo, encoder, evaluate, fit, reindex, report, train
+from cli.offline import demo, encoder, evaluate, export_towers, fit, reindex, report, train
 from cli.offline.data import check, demo_data, fetch_images, import_data
 from cli.offline.retraining import retrain
 from cli.online import backup as backup_commands
@@ -53,6 +53,7 @@ app.command("plan", rich_help_panel="Start here")(plan.plan)
 app.add_typer(data_app, name="data", rich_help_panel="Offline")
 app.command("train", rich_help_panel="Offline")(train.train)
 app.command("embed", rich_help_panel="Offline")(train.embed)
+app.command("export-towers", rich_help_panel="Offline")(export_towers.export_towers)
 app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
 app.command("evaluate", rich_help_panel="Offline")(evaluate.evaluate)
 app.command("report", rich_help_panel="Offline")(report.report)

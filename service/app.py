@@ -149,9 +149,7 @@ def _add_recommend_routes(app: FastAPI, container: Container, settings: Settings
             bodies=bodies,
             kept=kept,
             arms=arms,
-            interleaved=InterleavedAnswers(
-                recommender=container.recommender, histories=container.histories, bodies=bodies, kept=kept
-            ),
+            interleaved=InterleavedAnswers(bodies=bodies, kept=kept),
         ),
         BatchRoutes(
             keys=keys,

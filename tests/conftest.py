@@ -4,8 +4,9 @@ import gc
 import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
 from tests.support.environments import untraced
-from tests.support.mean_encoder import write_mean_encoder
+from tests.support.mean_encoder import export_each_shape_once, write_mean_encoder
 from tests.support.stores.s3_server import S3Server
 
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
@@ -36,11 +37,13 @@ LONG_FILES = (
     "test_random_kills",
     "test_killed",
     "test_replicas",
+    "test_retrain_model",
     "test_whole_path",
     "test_kill",
     "test_supervisor",
     "test_torchrun",
     "test_sharded_training",
+    "test_retrain",
     "test_machines",
     "test_distributed",
     "test_shared_contract",
@@ -157,6 +160,20 @@ def small_registry(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path)
     root = tmp_path_factory.mktemp("small-registry")
     Registry(root).publish(small_bundle)
     return root
+
+
+@pytest.fixture(scope="session")
+def exported_once() -> Callable[..., Any]:
+    """Stands in for `torch.onnx.export` in all tests of `shared_graphs`."""
+    import torch
+
+    return export_each_shape_once(torch.onnx.export)
+
+
+@pytest.fixture
+def shared_graphs(exported_once: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job fits up to six encoders, and exporting each takes seconds; they share the graph, not the weights."""
+    monkeypatch.setattr("torch.onnx.export", exported_once)
 
 
 @pytest.fixture

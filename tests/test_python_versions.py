@@ -57,6 +57,18 @@ def test_every_test_that_is_named_exists(versions: ModuleType) -> None:
     assert not [path for path in versions.tests(torch=True, redis=False) if path in versions.NEED_REDIS]
 
 
+def test_what_needs_redis_is_left_out_without_one(versions: ModuleType) -> None:
+    """Each folder whose tests take the address of a Redis, or of an application with one."""
+    fixture = re.compile(r"^def test_\w+\([^)]*\b(redis_url|open_client|open_shop|client): ", re.MULTILINE)
+    needs = {
+        folder
+        for folder in versions.tests(torch=False, redis=True)
+        for file in [ROOT / folder, *(ROOT / folder).rglob("test_*.py")]
+        if file.is_file() and fixture.search(file.read_text())
+    }
+    assert needs == set(versions.NEED_REDIS)
+
+
 def test_what_cannot_be_had_is_said_and_fails_nothing(
     versions: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +139,7 @@ def test_a_failed_test_fails_and_what_was_not_run_is_still_named(
     said = capsys.readouterr().out
     assert f"Python {THIS}: failed with exit code 1" in said
     assert "assert 1 == 2" in said
-    assert f"Python {THIS}: not run: tests/service/api, tests/service/recommend: there is no Redis" in said
+    assert f"Python {THIS}: not run: {', '.join(versions.NEED_REDIS)}: there is no Redis" in said
     assert f"Python {THIS}: not run: tests/index/machine" in said
     assert re.search(rf"Python {THIS}: not run: \[1\] tests/small/{small.name}:\d+: needs a moon", said)
     assert "Python 3.99: not run: anything: there is no such interpreter" in said

@@ -17,7 +17,6 @@ import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
@@ -64,12 +63,8 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """The calibrated times, and measured and simulated latencies at each rate."""
-    encoder = options.work / "encoder.onnx"
-    if not encoder.exists():
-        encoder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
     plan = replace(ServingPlan(), main=options.items)
-    made = published(options.items, options.work, encoder, lambda *_: None)
+    made = published(options.items, options.work, lambda *_: None)
     with Setting(plan, {options.items: made}) as setting, setting.start(OURS, options.items, plan.users) as running:
         setting.closed(running, plan.users, _CONNECTIONS, plan.warm_s)
         load = [_load()]

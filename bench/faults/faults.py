@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -363,10 +362,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     options.work.mkdir(parents=True, exist_ok=True)
-    encoder = options.work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], cwd=_ROOT, check=True)
-    made = published(options.items, options.work, encoder, lambda setup, _share: print(setup, file=sys.stderr))
+    made = published(options.items, options.work, lambda setup, _share: print(setup, file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
         plan = FaultPlan(rate=options.rate, event_rate=options.rate / 10, workers=options.workers)
         found = run(Path(made.registry), Path(scratch), plan)

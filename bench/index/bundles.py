@@ -1,6 +1,7 @@
 """Builds and publishes one bundle per catalogue size for the serving bench and keeps it for the next run."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.index.catalogues import LAYOUT, made_histories, made_lists, made_vectors
+from bench.index.encoder import made_encoder, size_name
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.bundle.encoder_pair import encoder_hash
 from index.bundle.index_spec import IndexSpec
+from index.bundle.manifest import ENCODER_FILE, Manifest
 from index.bundle.registry import Registry
+from index.errors import IndexingError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
@@ -27,6 +32,7 @@ GROUPS = 100
 _PROBES = 512
 _POOL = 20_000
 _SEED = 0
+_RECORD = "published.json"
 
 Progress = Callable[[str, float], None]
 
@@ -47,6 +53,7 @@ class Published:
         recall: recall@20 by kind of query, from the bundle's own report.
         neighbours: of an item in each of its item-to-item lists; 0: no lists.
         built_on: day of the build, which may be that of an earlier run; empty for bundles of earlier versions.
+        encoder: its layers and width, as ``2 x 64``; empty in results of earlier versions.
     """
 
     rows: int
@@ -60,24 +67,24 @@ class Published:
     recall: dict[str, float]
     neighbours: int = 0
     built_on: str = ""
+    encoder: str = ""
 
 
-def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neighbours: int = 0) -> Published:
-    """The bundle of a size, built with the product's own choice of index if it is not there yet.
+def published(rows: int, work: Path, progress: Progress, *, neighbours: int = 0) -> Published:
+    """The bundle of a size, built with the product's own choice of index unless it is kept, with today's encoder.
 
     Args:
         rows: items of the catalogue.
-        work: where bundles are kept between runs.
-        encoder: ``encoder.onnx``.
+        work: where bundles and their encoder are kept between runs.
         progress: called with a stage and the share of it that is done.
         neighbours: of an item in each of its three item-to-item lists; 0: no lists.
     """
     home = work / (f"catalogue-{rows}-lists-{neighbours}" if neighbours else f"catalogue-{rows}")
-    record = home / "published.json"
-    if record.exists():
-        found = Published(**json.loads(record.read_text()))
-        now = home / "registry"  # the folder may have been moved since
-        return replace(found, registry=str(now), bundle=str(now / Path(found.bundle).name))
+    encoder = made_encoder(work)
+    kept = _kept(home, encoder)
+    if kept is not None:
+        return kept
+    shutil.rmtree(home, ignore_errors=True)
     progress("catalogue", 0.0)
     table, queries = _table(rows)
     lists = made_lists(rows, neighbours) if neighbours else None
@@ -103,9 +110,26 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neigh
         recall=dict(bundle.manifest.index.recall),
         neighbours=neighbours,
         built_on=time.strftime("%Y-%m-%d", time.gmtime()),
+        encoder=size_name(),
     )
-    record.write_text(json.dumps(asdict(found), indent=1))
+    (home / _RECORD).write_text(json.dumps(asdict(found), indent=1))
     return found
+
+
+def _kept(home: Path, encoder: Path) -> Published | None:
+    """The bundle of an earlier run; None where there is none that is whole and has this encoder."""
+    record = home / _RECORD
+    if not record.exists():
+        return None
+    found, now = Published(**json.loads(record.read_text())), home / "registry"  # it may have been moved since
+    path = now / Path(found.bundle).name
+    try:
+        manifest = Manifest.read(path)
+    except IndexingError:
+        return None
+    if not manifest.files[ENCODER_FILE].sha256.startswith(encoder_hash(encoder)):
+        return None
+    return replace(found, registry=str(now), bundle=str(path), encoder=size_name())
 
 
 def user_histories(bundle: Bundle, count: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ Uniform noise in 192 dimensions is harder to index than any catalogue. Here an i
 noise. Some items lack their picture, their behaviour or everything. The same arguments give the same catalogue.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ _ITEMS_PER_CLUSTER = 250
 _SPREAD = 1.5  # of the items around their centre, relative to that of the centres: clusters overlap, hard for lists
 _NOISE = 0.1  # of a slot's own, relative to what it shows
 _NO_PICTURE, _COLD, _NOTHING = 0.12, 0.08, 0.001
+_NIGHT = 0.02  # standard deviation of what a night's training moves; a component is about 0.07
 _BLOCK_ROWS = 65_536
 _COLOURS = ("red", "blue", "green", "black", "white", "grey", "brown", "pink")
 _THINGS = ("boots", "lamp", "kettle", "scarf", "chair", "puzzle", "drill", "tent", "mug", "jacket", "rug", "guitar")
@@ -155,6 +156,20 @@ def _vectors(members: NDArray[np.int64], clusters: int, rng: np.random.Generator
             slots[name] = block
         vectors[start : start + len(cluster)] = LAYOUT.stack(slots)
     return vectors
+
+
+def another_night(table: ItemTable, night: int) -> ItemTable:
+    """A catalogue after another training: every present component of its vectors is moved a little.
+
+    Args:
+        table: with slots as :data:`LAYOUT`.
+        night: seed of the training.
+    """
+    rng = np.random.default_rng(night)
+    moved = np.asarray(table.vectors, np.float32)
+    moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)
+    blocks = {name: moved[:, LAYOUT.slice(name)] for name in LAYOUT.names}
+    return replace(table, vectors=LAYOUT.stack(blocks).astype(np.float16))
 
 
 def _metadata(items: int, rng: np.random.Generator) -> pa.Table:

@@ -19,9 +19,8 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from bench.index.catalogues import HISTORY, LAYOUT, made_lists, saved_catalogue
 from bench.index.swap_cost import second_bundle, swap_under_requests
+from bench.resident_memory import memory_of, peak_memory
 from demo.embedded_redis import EmbeddedRedis
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_encoder(path: Path) -> None:
-    """An encoder of the product's own shape, untrained: it answers with a recency-weighted mean and some noise."""
+    """An untrained encoder of 2 layers of 128: it answers with a recency-weighted mean and some noise."""
     if path.is_file():
         return
     say("encoder")
@@ -261,34 +261,6 @@ def wait_until_ready(port: int, server: "subprocess.Popen[bytes]") -> None:
         if server.poll() is not None:
             raise SystemExit(f"the service ended with exit code {server.returncode}")
         time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[dict[str, int]]:
-    """Filled at the end: the largest resident memory of this process, all of it and the anonymous part, in bytes."""
-    peak = {"resident": 0, "anonymous": 0}
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            memory = memory_of(os.getpid())
-            peak["resident"] = max(peak["resident"], memory["VmRSS"])
-            peak["anonymous"] = max(peak["anonymous"], memory["RssAnon"])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def memory_of(process: int) -> dict[str, int]:
-    """Resident memory of a process in bytes: all of it, the anonymous and the file-backed part (Linux)."""
-    lines = (line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    wanted = {"VmRSS:", "RssAnon:", "RssFile:"}
-    return {words[0][:-1]: 1024 * int(words[1]) for words in lines if words and words[0] in wanted}
 
 
 def stage_timer(seconds: dict[str, float]) -> Callable[[str, float], None]:

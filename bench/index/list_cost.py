@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -58,10 +57,7 @@ def main() -> None:
 
 def prepared(work: Path, items: int, neighbours: int) -> Bundle:
     """The bundle of a size with lists, warm."""
-    encoder = work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
-    made = published(items, work, encoder, lambda stage, _: print(stage, file=sys.stderr), neighbours=neighbours)
+    made = published(items, work, lambda stage, _: print(stage, file=sys.stderr), neighbours=neighbours)
     bundle = Bundle.load(Path(made.bundle))
     bundle.warm_up()
     return bundle

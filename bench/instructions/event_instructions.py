@@ -75,9 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/event-instructions.json"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended on the way out
-    made = published(
-        options.items, options.work, options.work / "encoder.onnx", lambda *_: None, neighbours=options.neighbours
-    )
+    made = published(options.items, options.work, lambda *_: None, neighbours=options.neighbours)
     plan = replace(ServingPlan(), main=options.items, users=options.users)
     found: dict[str, Any] = {"items": options.items, "neighbours": options.neighbours, "commit": commit()}
     for name, variables in _OUTCOMES.items():

@@ -12,7 +12,6 @@ import argparse
 import http.client
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -63,10 +62,7 @@ def main() -> None:
 
 def counted(options: argparse.Namespace) -> dict[str, Any]:
     """Thousands of instructions of an answer, for each number of requests at a time."""
-    encoder = options.work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
-    made = published(options.items, options.work, encoder, lambda *_: None, neighbours=options.neighbours)
+    made = published(options.items, options.work, lambda *_: None, neighbours=options.neighbours)
     plan = replace(ServingPlan(), main=options.items, users=options.warm + options.requests)
     found: dict[str, Any] = {"items": options.items, "neighbours": options.neighbours, "requests": options.requests}
     with tempfile.TemporaryDirectory(prefix="vlm2rec-bench-") as directory:

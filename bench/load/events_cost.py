@@ -315,11 +315,7 @@ def measured(options: argparse.Namespace, sizes: Sizes, results: Measurements) -
     planned = [(number, contender) for number in range(1, sizes.rounds + 1) for contender in everyone]
     missing = [(number, contender) for number, contender in planned if f"{number}/{contender.name}" not in results]
     if missing or "memory" not in results:
-        encoder = options.work / "encoder.onnx"
-        if not encoder.exists():
-            options.work.mkdir(parents=True, exist_ok=True)
-            subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
-        made = published(sizes.items, options.work, encoder, lambda *_: None, neighbours=options.neighbours)
+        made = published(sizes.items, options.work, lambda *_: None, neighbours=options.neighbours)
         with tempfile.TemporaryDirectory(prefix="vlm2rec-bench-") as scratch:
             turns = Turns(made, sizes, Path(scratch))
             for number, contender in missing:

@@ -1,15 +1,27 @@
 """Repeats simulated experiments of known truth and looks at each of them every hour, as an impatient shop would.
 
-Only the counts are simulated; the tests are those of `vlm2rec experiments report`.
+Only the counts are simulated; the verdict is that of `vlm2rec experiments report`, with its guard rails and the check
+of the shares.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.experiments.statistics import ALPHA, EXPECTED_EFFECT, mixture_sprt, ratio_of
+from service.experiments.report import GROUPS, MEASURES, report_of_counts
+
+ARMS: Final = ("control", "second")
+EXPERIMENT: Final = {"name": "simulated", "arms": [{"name": name, "share": 0.5} for name in ARMS]}
+SIGN: Final = {"keep": 1, "roll back": -1, "not yet": 0}
+"""Of the difference that a verdict has found."""
+
+_LATENCY_US, _LATENCY_SPREAD_US = 12_000.0, 6_000.0  # of an answer
+_DEGRADED = 0.002  # share of answers
+
+_Counts = dict[str, dict[str, NDArray[np.float64]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +34,6 @@ class SimulatedTraffic:
         base_rate: clicks per answer of the control.
         answers_an_hour: of a user, on average.
         lift: relative rise of the click rate in the second arm; 0: an A/A test.
-        groups: of users, over which variances are taken.
-        fewest: clicks that each arm needs before a look counts.
     """
 
     users: int = 4000
@@ -31,39 +41,46 @@ class SimulatedTraffic:
     base_rate: float = 0.05
     answers_an_hour: float = 0.05
     lift: float = 0.0
-    groups: int = 256
-    fewest: int = 50
 
-    def counts(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Answers and clicks by arm, hour and group, each (2, hours, groups) float64 and cumulative.
+    def counts(self, rng: np.random.Generator) -> Iterator[_Counts]:
+        """What was counted until the end of each hour, by arm and measure.
 
         Users differ: their click rates are Beta distributed around the base rate, their visits Gamma distributed.
+        Latencies and degraded answers are alike in both arms.
         """
-        arms, groups = rng.integers(0, 2, self.users), rng.integers(0, self.groups, self.users)
+        arms, groups = rng.integers(0, 2, self.users), rng.integers(0, GROUPS, self.users)
         rates = rng.beta(1.0, 1.0 / self.base_rate - 1.0, self.users) * (1.0 + self.lift * arms)
         visits = rng.gamma(0.5, 2.0 * self.answers_an_hour, self.users)
         answers = rng.poisson(visits[:, None], (self.users, self.hours))
-        clicks = rng.binomial(answers, np.minimum(rates, 1.0)[:, None])
-        sums = []
-        for counted in (answers, clicks):
-            whole = np.zeros((2, self.groups, self.hours))
-            np.add.at(whole, (arms, groups), counted.astype(np.float64))
-            sums.append(whole.cumsum(axis=2).transpose(0, 2, 1))
-        return sums[0], sums[1]
+        new_users = (answers.cumsum(axis=1) > 0).astype(np.int64)
+        new_users[:, 1:] -= new_users[:, :-1].copy()
+        measured = {
+            "answers": answers,
+            "users": new_users,
+            "clicks": rng.binomial(answers, np.minimum(rates, 1.0)[:, None]),
+            "degraded": rng.binomial(answers, _DEGRADED),
+            "latency_us": answers * _LATENCY_US
+            + np.sqrt(answers) * _LATENCY_SPREAD_US * rng.standard_normal(answers.shape),
+        }
+        sums = {measure: np.zeros((2, GROUPS, self.hours)) for measure in MEASURES}
+        for measure, counted in measured.items():
+            np.add.at(sums[measure], (arms, groups), counted.astype(np.float64))
+        until = {measure: whole.cumsum(axis=2) for measure, whole in sums.items()}
+        for hour in range(self.hours):
+            yield {
+                name: {measure: whole[number, :, hour] for measure, whole in until.items()}
+                for number, name in enumerate(ARMS)
+            }
 
     def found(self, seed: int) -> int:
-        """Look every hour: -1, 0 or 1, the sign of the first difference that the test finds; 0: it finds none."""
-        answers, clicks = self.counts(np.random.default_rng(seed))
-        for hour in range(self.hours):
-            control, candidate = (ratio_of(clicks[arm, hour], answers[arm, hour]) for arm in (0, 1))
-            if min(control.numerator, candidate.numerator) < self.fewest:
-                continue
-            test = mixture_sprt(control, candidate, spread=EXPECTED_EFFECT * control.value)
-            if test.p <= ALPHA:
-                return 1 if test.difference > 0 else -1
+        """Look every hour until there is a verdict: 1 to keep the second arm, -1 to roll it back; 0: there is none."""
+        for counted in self.counts(np.random.default_rng(seed)):
+            found = SIGN[report_of_counts(EXPERIMENT, counted).verdict]
+            if found:
+                return found
         return 0
 
     def repeated(self, repeats: int) -> dict[str, Any]:
-        """Run independent repeats; how many found the second arm better, worse or neither."""
+        """Run independent repeats; how many kept the second arm, rolled it back or had no verdict."""
         found = [self.found(seed) for seed in range(repeats)]
         return {"repeats": repeats, "better": found.count(1), "worse": found.count(-1), "neither": found.count(0)}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.load.repeated_experiments import ARMS, EXPERIMENT, SIGN
 from bench.load.shop_visitors import POSITION_BIAS, K
 from service.experiments.interleaved_report import EXPECTED_SHIFT, preference_of
-from service.experiments.report import FEWEST
-from service.experiments.statistics import ALPHA, EXPECTED_EFFECT, RatioEstimate, mixture_sprt, ratio_of
+from service.experiments.report import FEWEST, GROUPS, MEASURES, report_of_counts
+from service.experiments.statistics import ALPHA, RatioEstimate, mixture_sprt
 from service.experiments.team_draft import coins_of, team_draft
 
-_GROUPS = 256
 _INDIFFERENT = RatioEstimate(0.5, 0.0, 1.0, 2.0)
 
 
@@ -42,7 +42,7 @@ class InterleavedTraffic:
         preferences are Beta distributed, as the same user gets the same coins for the same rankings.
         """
         rng, shape = np.random.default_rng(seed), (self.users, self.hours)
-        groups = rng.integers(0, _GROUPS, self.users)
+        groups = rng.integers(0, GROUPS, self.users)
         own = rng.beta(20.0 * self.preference, 20.0 * (1.0 - self.preference), self.users)
         visits = rng.gamma(0.5, 2.0 * self.decided_an_hour, self.users)
         decided = rng.poisson(visits[:, None], shape)
@@ -50,7 +50,7 @@ class InterleavedTraffic:
         second = rng.binomial(decided - ties, own[:, None])
         sums = []
         for counts in (decided - ties - second, second, ties):
-            whole = np.zeros((_GROUPS, self.hours))
+            whole = np.zeros((GROUPS, self.hours))
             np.add.at(whole, groups, counts.astype(np.float64))
             sums.append(whole.cumsum(axis=1))
         for hour in range(self.hours):
@@ -157,13 +157,16 @@ def _answers_until(users: NDArray[np.int64], look: Any) -> float | None:  # noqa
 
 
 def _apart(users: NDArray[np.int64], arms: NDArray[np.int64], clicks: NDArray[np.float64]) -> int:
-    control, candidate = (
-        ratio_of(_by_group(users[arms == arm], clicks[arms == arm]), _by_group(users[arms == arm])) for arm in (0, 1)
-    )
-    if min(control.numerator, candidate.numerator) < FEWEST:
-        return 0
-    test = mixture_sprt(control, candidate, spread=EXPECTED_EFFECT * control.value)
-    return int(np.sign(test.difference)) if test.p <= ALPHA else 0
+    counted = {}
+    for number, name in enumerate(ARMS):
+        own = arms == number
+        measured = {
+            "answers": _by_group(users[own]),
+            "users": _by_group(np.unique(users[own])),
+            "clicks": _by_group(users[own], clicks[own]),
+        }
+        counted[name] = dict.fromkeys(MEASURES, np.zeros(GROUPS)) | measured
+    return SIGN[report_of_counts(EXPERIMENT, counted).verdict]
 
 
 def _together(users: NDArray[np.int64], clicked: NDArray[np.bool_], of_second: NDArray[np.bool_]) -> int:
@@ -175,7 +178,7 @@ def _together(users: NDArray[np.int64], clicked: NDArray[np.bool_], of_second: N
 
 
 def _by_group(users: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    return np.bincount(users % _GROUPS, weights, minlength=_GROUPS).astype(np.float64)
+    return np.bincount(users % GROUPS, weights, minlength=GROUPS).astype(np.float64)
 
 
 def _significant(preference: RatioEstimate) -> int:

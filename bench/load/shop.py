@@ -19,25 +19,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import psutil
 
-from bench.index.catalogues import LAYOUT, make_catalogue
+from bench.index.catalogues import another_night, make_catalogue
+from bench.index.encoder import made_encoder
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.bundle.encoder_pair import encoder_hash
 from index.bundle.gate import Bounds
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import write_durably
 from index.bundle.pointer import POINTER_FILE
 from index.bundle.registry import Registry
 from index.items.item_ids import ItemIds
-from index.items.item_table import ItemTable
 
 ODD_IDS = ("ein Tee/grün", "a%2Fb", "👟", "..", "a b?c#d", "'; DROP TABLE items;--", "é" * 128, "x" * 256)
 WORKER_ENDED = '"worker ended"'
 """Part of a log line: a worker process died and is started again."""
 _BUNDLES = 4
-_NIGHT = 0.02  # standard deviation of what a night's training moves; a component is about 0.07
 _PATIENCE_S = 60.0
 _LIBC = ctypes.CDLL(None)
 _PARENT_DEATH_SIGNAL = 1
@@ -80,29 +79,19 @@ def open_shop(work: Path, items: int, scratch: Path) -> Shop:
 
 
 def _built(home: Path, items: int) -> Sequence[Path]:
-    done = home / "done"
-    if not done.exists():
+    done, encoder = home / "done", made_encoder(home.parent)
+    if not done.exists() or done.read_text() != encoder_hash(encoder):
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
-        encoder = home / "encoder.onnx"
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
         made = make_catalogue(items, queries=min(200, items))
         names = [*ODD_IDS, *(f"item-{row}" for row in range(len(ODD_IDS), items))]
         for day in range(_BUNDLES):
             print(f"building bundle {day + 1} of {_BUNDLES} with {items:,} items", file=sys.stderr)
-            table = replace(_another_night(made.table, day), ids=ItemIds(names))
+            table = replace(another_night(made.table, day), ids=ItemIds(names))
             now = datetime(2026, 1, 1 + day, tzinfo=UTC)
             build_bundle(table, encoder, made.queries, home, IndexSpec(bounds=Bounds(recall=None)), now=now)
-        done.touch()
+        done.write_text(encoder_hash(encoder))
     return sorted(path for path in home.glob("*Z-*") if path.is_dir())
-
-
-def _another_night(table: ItemTable, day: int) -> ItemTable:
-    rng = np.random.default_rng(day)
-    moved = np.asarray(table.vectors, np.float32)
-    moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)
-    blocks = {name: moved[:, LAYOUT.slice(name)] for name in LAYOUT.names}
-    return replace(table, vectors=LAYOUT.stack(blocks).astype(np.float16))
 
 
 class ServiceDidNotStart(Exception):

@@ -257,7 +257,7 @@ def traffic(repeats: int) -> dict[str, Any]:
 
 
 def a_a(repeats: int) -> dict[str, Any]:
-    """Repeat experiments without a difference; simulated counts, the test of the report."""
+    """Repeat experiments without a difference; simulated counts, the verdicts of the report."""
     traffic = SimulatedTraffic()
     found = traffic.repeated(repeats)
     alarms = found["better"] + found["worse"]

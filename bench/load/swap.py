@@ -1,17 +1,18 @@
 """Swaps five bundles under load (good, good, corrupt, truncated, good) and checks every answer.
 
-    python bench/load/swap.py --items 100000
+    python -m bench.load.swap --items 100000
+    python -m bench.load.swap --workers 2    # also: until all workers answer from the new bundle
 
 Open-loop Poisson load on `POST /recommend` (half of it with histories stored in Redis) while the pointer of the
-registry moves. No request may fail, and every answer must equal that of the bundle it names, computed offline. Latency
-counts from the moment a request was due. Prints and writes JSON; compare figures within one file only.
+registry moves. No request may fail, and every answer must be that of the bundle it names: it has its exact scores, and
+nearly the items of an offline search. Latency counts from the moment a request was due. Prints and writes JSON; compare
+figures within one file only.
 """
 
 import argparse
 import gc
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -22,46 +23,32 @@ import threading
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.index.catalogues import LAYOUT, make_catalogue
+from bench.faults.bundle_answers import Answered, Right, mixed
+from bench.index.catalogues import another_night, make_catalogue
+from bench.index.encoder import made_encoder, size_name
 from bench.load.open_loop import Client, arrivals, requests_of
+from bench.measurements import commit, machine
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.bundle.encoder_pair import encoder_hash
 from index.bundle.gate import Bounds
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import write_durably
 from index.bundle.manifest import FAISS_FILE, MANIFEST_FILE, Manifest
 from index.bundle.pointer import POINTER_FILE
 from index.bundle.registry import Registry
-from index.items.item_table import ItemTable
 
 K = 20
 HISTORY = 10
 WINDOW_S = 4.0  # of a swap, from the moment the pointer moves
-TOLERANCE = 1e-5
-_NIGHT = 0.02  # standard deviation; a component is about 0.07
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One request: which body, when it was due (perf_counter), seconds from then to the answer, status, body.
-
-    A server that stalls is charged for all that waited meanwhile. Status 0 is a connection that failed.
-    """
-
-    number: int
-    due: float
-    seconds: float
-    status: int
-    body: bytes
 
 
 @dataclass
@@ -156,11 +143,13 @@ class Server:
     Args:
         registry: of the bundles.
         state: directory for the copy of the operator state.
+        workers: processes that answer.
         **further: settings by variable.
     """
 
-    def __init__(self, registry: Path, state: Path, **further: str) -> None:
-        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_WORKERS": "1"}
+    def __init__(self, registry: Path, state: Path, *, workers: int = 1, **further: str) -> None:
+        self.workers = workers
+        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_WORKERS": str(workers)}
         settings |= {"VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")} | further
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--embedded-redis", "--port", "0"],
@@ -244,36 +233,11 @@ def store_histories(server: Server, setup: SwapSetup) -> None:
             server.call("/events", {"events": events})
 
 
-def expected(setup: SwapSetup) -> dict[str, list[list[tuple[str, float]]]]:
-    """The answer of each good bundle to each request, computed without the service."""
-    answers = {}
-    for bundle_id in setup.good:
-        bundle = Bundle.load(setup.registry / bundle_id)
-        answers[bundle_id] = [_best(bundle, items) for items in setup.histories]
-    return answers
-
-
-def _best(bundle: Bundle, items: Sequence[str]) -> list[tuple[str, float]]:
-    rows, _ = bundle.ids.rows(items)
-    usable = rows[bundle.indexed[rows]]
-    found = bundle.search(bundle.encode([usable]), K + len(set(items)))
-    kept = [(row, score) for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)]
-    return [(bundle.ids.id(row), score) for row, score in kept if row >= 0 and row not in set(rows.tolist())][:K]
-
-
-def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, float]]]]) -> list[str]:
-    """Defects of answers: a bundle that may not serve, or items or scores of another bundle."""
-    wrong = []
-    for answer in answers:
-        if answer.status != 200:
-            continue
-        body = json.loads(answer.body)
-        wanted = right.get(body["bundle"], [[]] * (answer.number + 1))[answer.number]
-        same = [item["item_id"] for item in body["items"]] == [item for item, _ in wanted]
-        close = same and np.allclose([item["score"] for item in body["items"]], [s for _, s in wanted], atol=TOLERANCE)
-        if not close or not wanted or body["strategy"] != "sequence" or body["degraded"] is not None:
-            wrong.append(f"request {answer.number}, bundle {body['bundle']}, {body['strategy']}, {body['degraded']}")
-    return wrong
+def expected(setup: SwapSetup) -> dict[str, Right]:
+    """What each good bundle answers."""
+    return {
+        bundle_id: Right.of(Bundle.load(setup.registry / bundle_id), setup.histories, K) for bundle_id in setup.good
+    }
 
 
 def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
@@ -296,11 +260,9 @@ def judge(
     if not all([quiet, *during]):
         raise SystemExit("a swap, or the time beside the swaps, had no request; raise --rate or the seconds of the run")
     swaps = []
-    for (kind, bundle_id), moment, own in zip(setup.swaps, moved, during, strict=True):
-        marker = f'"bundle":"{bundle_id}"'.encode()
-        firsts = [answer.due + answer.seconds for answer in answers if marker in answer.body]
-        taken = min(firsts) - moment if firsts else None
-        swaps.append({"kind": kind, "seconds_to_first_answer": taken} | quantiles(own))
+    for (kind, bundle_id), moment, end, own in zip(setup.swaps, moved, [*moved[1:], np.inf], during, strict=True):
+        taken = swap_seconds([answer for answer in answers if moment <= answer.due < end], bundle_id, moment)
+        swaps.append({"kind": kind} | taken | quantiles(own))
     before, worst = quantiles(quiet), max(swap["p99_ms"] for swap in swaps)
     return {
         "requests": len(answers),
@@ -318,36 +280,42 @@ def judge(
             all(answer.status == 200 for answer in answers)
             and not wrong
             and worst <= max(2 * before["p99_ms"], 20.0)
-            and server.metric("vlm2rec_bundle_refusals_total") == 2
+            and server.metric("vlm2rec_bundle_refusals_total") == 2 * server.workers  # each refuses both
         ),
     }
 
 
-def _trained_again(table: ItemTable, day: int) -> NDArray[np.float16]:
-    """The vectors after another training: every present component is moved a little."""
-    rng = np.random.default_rng(day)
-    moved = np.asarray(table.vectors, np.float32)
-    moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)
-    return LAYOUT.stack({name: moved[:, LAYOUT.slice(name)] for name in LAYOUT.names}).astype(np.float16)
+def swap_seconds(answers: Sequence[Answered], bundle_id: str, moment: float) -> dict[str, float | None]:
+    """Seconds from a move of the pointer to the first answer of the bundle, and to the last of another one.
+
+    Args:
+        answers: to requests that were due after it and before the next move.
+        bundle_id: to which it moved.
+        moment: of the move (perf_counter).
+    """
+    marker = f'"bundle":"{bundle_id}"'.encode()
+    new = [answer.due + answer.seconds - moment for answer in answers if marker in answer.body]
+    old = [answer.due + answer.seconds - moment for answer in answers if marker not in answer.body]
+    return {
+        "seconds_to_first_answer": min(new, default=None),
+        "seconds_until_all": max(old, default=0.0) if new else None,
+    }
 
 
 def made_bundles(work: Path, items: int) -> list[Path]:
-    """Three bundles of the same items with different vectors, made once for a size."""
-    out = work / f"built-{items}"
-    done = sorted(out.glob("*Z-*")) if (out / "done").exists() else []
-    if done:
-        return done
+    """Three bundles of the same items with different vectors, made once for a size and an encoder."""
+    out, encoder = work / f"built-{items}", made_encoder(work)
+    done = out / "done"
+    if done.exists() and done.read_text() == encoder_hash(encoder):
+        return sorted(out.glob("*Z-*"))
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    encoder = [sys.executable, "-m", "bench.index.encoder", str((out / "encoder.onnx").absolute())]
-    subprocess.run(encoder, cwd=Path(__file__).parents[2], check=True)
-    made = make_catalogue(items)
+    made, spec = make_catalogue(items), IndexSpec(bounds=Bounds(recall=None))
     for day in range(3):
         print(f"building bundle {day + 1} of 3 with {items} items", file=sys.stderr)
-        table = replace(made.table, vectors=_trained_again(made.table, day))
         now = datetime(2026, 1, 1 + day, tzinfo=UTC)
-        build_bundle(table, out / "encoder.onnx", made.queries, out, IndexSpec(bounds=Bounds(recall=None)), now=now)
-    (out / "done").touch()
+        build_bundle(another_night(made.table, day), encoder, made.queries, out, spec, now=now)
+    done.write_text(encoder_hash(encoder))
     return sorted(out.glob("*Z-*"))
 
 
@@ -357,13 +325,14 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that answer")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="where built bundles are kept")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/swap.json"))
+    parser.add_argument("--out", type=Path, help="bench/results/swap.json, or swap-workers.json, if not given")
     options = parser.parse_args()
     built = made_bundles(options.work, options.items)
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
         setup = prepare_swaps(Path(scratch), built, histories=256)
-        server = Server(setup.registry, Path(scratch))
+        server = Server(setup.registry, Path(scratch), workers=options.workers)
         try:
             store_histories(server, setup)
             load(server, setup, options.rate, 2.0)  # warm, not counted
@@ -372,17 +341,20 @@ def main() -> None:
             found = judge(setup, answers, moved, mixed(answers, expected(setup)), server)
         finally:
             server.end()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     found |= {
         "items": options.items,
         "rate": options.rate,
         "seconds": options.seconds,
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "workers": options.workers,
+        "encoder": size_name(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "commit": commit(),
+        "machine": machine(),
         "versions": {name: version(name) for name in ("fastapi", "uvicorn", "faiss-cpu", "onnxruntime", "numpy")},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    out = options.out or Path(f"bench/results/swap{'-workers' if options.workers > 1 else ''}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measurements import commit
-from bench.method.method_plan import SFT
+from bench.method.method_plan import R1, R3, RELATION_TEMPERATURES, SFT, relations
 from bench.method.method_readings import FUSED, POPULARITY, Reading, Readings
 from training.backbones.trained_model import FEATURES_DIRECTORY, TRAINING_DIRECTORY, TrainedModel
 from training.config.run_config import CONFIG_FILE, load_config, to_toml
@@ -43,15 +43,28 @@ _NO_NAMES: Final[Mapping[str, Any]] = {"vlm.heads.text_terms": 0}
 _DEFAULT_LOSS: Final[Mapping[str, Any]] = {
     "loss.wpcl_kind": "margin", "loss.alpha": 1.0, "loss.weak_by": "ema", "loss.crtr_weight": 0.1,
 }  # fmt: skip
+_GAPS: Final = ("one_sided", "auc")
 VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sft": {**SFT, **_NO_NAMES},
     "sft-names": SFT,
     "default-names": _DEFAULT_LOSS,
     "r2": _NO_NAMES,
     "r2-names": {},
+    "r1-.12-names": {**R1, "loss.negative_shift": 0.12},
+    "r1-.06-names": {**R1, "loss.negative_shift": 0.06},
+    "r3-names": R3,
+    **{f"gap-{kind}-names": {**_DEFAULT_LOSS, "loss.weak_by": "auc", "loss.gap_kind": kind} for kind in _GAPS},
+    **{f"r2-crtr-{temperature:g}-names": relations(temperature) for temperature in RELATION_TEMPERATURES},
+    "sft-sum-names": {**SFT, "loss.fusion": "sum"},
+    "r2-sum-names": {"loss.fusion": "sum"},
 }
 """Name → what differs from the preset, which is R2 with names (docs/experiments/vlm.md)."""
-PAIRS: Final = (("r2-names", "sft-names"), ("r2-names", "sft"), ("default-names", "sft-names"), ("r2", "sft"))
+_SAME_FUSION: Final = (name for name in VARIANTS if name.startswith(("r1-", "r3-", "gap-", "r2-crtr-")))
+PAIRS: Final = (
+    *(("r2-names", "sft-names"), ("r2-names", "sft"), ("default-names", "sft-names"), ("r2", "sft")),
+    *((name, "sft-names") for name in _SAME_FUSION),
+    ("r2-sum-names", "sft-sum-names"),
+)
 """Ratios to print, of those that were run."""
 
 

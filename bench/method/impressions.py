@@ -1,19 +1,21 @@
 """Measures what impressions as extra negatives gain on simulated users, with full and with sampled softmax.
 
 `python -m bench.method.impressions` prints a row for each softmax and number of negatives with validation NDCG@10 of
-each seed. Users prefer two of 20 categories and are shown items by popularity; each item that is shown is viewed with a
-probability that depends on its category alone.
+each seed, and writes them to a file. Users prefer two of 20 categories and are shown items by popularity; each item
+that is shown is viewed with a probability that depends on its category alone.
 """
 
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 
+from bench.measurements import Measurements
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import popularity
@@ -82,14 +84,18 @@ def validation_ndcg(dataset: Dataset, config: EncoderConfig, directory: Path) ->
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table, and write each fit at once, so that a run which ended goes on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=1_500)
     parser.add_argument("--items", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--negatives", type=int, nargs="+", default=[0, 5, 20])
+    parser.add_argument("--out", type=Path, default=Path("bench/results/impressions.json"))
+    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever the file holds")
     options = parser.parse_args()
+    settings = {name: value for name, value in vars(options).items() if name not in {"out", "fresh"}}
+    measurements = Measurements(options.out, settings, fresh=options.fresh)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         (home / "shop").mkdir()
@@ -98,15 +104,20 @@ def main() -> int:
         dataset = load_dataset(home / "shop")
         for softmax, above in (("full", 1_000_000), ("sampled", 0)):
             for count in options.negatives:
-                found = []
-                for seed in range(options.seeds):
+                keys = [f"{softmax} softmax/{count} impressions/seed {seed}" for seed in range(options.seeds)]
+                for seed, key in enumerate(keys):
+                    if key in measurements:
+                        continue
                     config = EncoderConfig(
                         slots=("behaviour",), epochs=options.epochs, impression_negatives=count, seed=seed,
                         sampled_above=above, negatives=64, list_neighbours=0,
                     )  # fmt: skip
-                    found.append(validation_ndcg(dataset, config, home / f"{softmax}-{count}-{seed}"))
-                figures = ", ".join(f"{figure:.4f}" for figure in found)
-                sys.stdout.write(f"{softmax} softmax, {count} impressions: {figures}; mean {np.mean(found):.4f}\n")
+                    began = time.monotonic()
+                    found = validation_ndcg(dataset, config, home / f"{softmax}-{count}-{seed}")
+                    measurements.put(key, {"ndcg@10": found}, took_s=time.monotonic() - began)
+                figures = [measurements[key]["ndcg@10"] for key in keys]
+                shown = ", ".join(f"{figure:.4f}" for figure in figures)
+                sys.stdout.write(f"{softmax} softmax, {count} impressions: {shown}; mean {np.mean(figures):.4f}\n")
                 sys.stdout.flush()
     return 0
 

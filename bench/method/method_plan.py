@@ -147,15 +147,23 @@ _R2: Mapping[str, Any] = {
     "loss.crtr_weight": 0.0,
 }  # fmt: skip
 """The `[loss]` of the preset ``towers-minilm``."""
-_R1: Mapping[str, Any] = {
+R1: Mapping[str, Any] = {
     "loss.negative_shift": 0.25, "loss.gap_kind": "own_scale", "loss.weak_by": "auc",
     "loss.wpcl_weight": 0.0, "loss.crtr_weight": 0.0,
 }  # fmt: skip
-_R3: Mapping[str, Any] = {
+R3: Mapping[str, Any] = {
     "loss.wpcl_kind": "hard_negatives", "loss.wpcl_weight": 0.5, "loss.hardness": 1.0, "loss.weak_by": "auc",
     "loss.crtr_weight": 0.0,
 }  # fmt: skip
-_RELATION_TEMPERATURES = (1.0, 2.0, 4.0)
+RELATION_TEMPERATURES = (1.0, 2.0, 4.0)
+
+
+def relations(temperature: float) -> Mapping[str, Any]:
+    """CRTR with the positive: λ .1 τ_r², as its gradient falls with the square of the temperature."""
+    weight = round(0.1 * temperature**2, 6)
+    return {
+        "loss.crtr_weight": weight, "loss.relation_positive": True, "loss.relation_temperature": temperature,
+    }  # fmt: skip
 
 
 def _fused(fusion: Fusion) -> Mapping[str, Any]:
@@ -179,8 +187,8 @@ def _ours(fusion: Fusion) -> tuple[Row, ...]:
     return (
         Row(line, f"VLM2Rec ({strength}), {fusion}", _MARGIN[fusion]),
         Row(f"r2-{fusion}", f"VLM2Rec, R2 (μ .5, α 4, weak by AUC, λ 0), {fusion}", {**_R2, **at}, group=line),
-        Row(f"r1-{fusion}", f"R1 (γ .25, μ 0, λ 0), {fusion}", {**_R1, **at}, group=line, seeds=1),
-        Row(f"r3-{fusion}", f"R3 (μ .5, η 1, λ 0), {fusion}", {**_R3, **at}, group=line, seeds=1),
+        Row(f"r1-{fusion}", f"R1 (γ .25, μ 0, λ 0), {fusion}", {**R1, **at}, group=line, seeds=1),
+        Row(f"r3-{fusion}", f"R3 (μ .5, η 1, λ 0), {fusion}", {**R3, **at}, group=line, seeds=1),
         *(
             Row(
                 f"gap-{kind.replace('_', '-')}-{fusion}",
@@ -193,13 +201,10 @@ def _ours(fusion: Fusion) -> tuple[Row, ...]:
             Row(
                 f"r2-crtr-{temperature:g}-{fusion}",
                 f"R2 + CRTR with the positive (λ .1 τ_r², τ_r {temperature:g}), {fusion}",
-                {
-                    **_R2, **at, "loss.crtr_weight": round(0.1 * temperature**2, 6), "loss.relation_positive": True,
-                    "loss.relation_temperature": temperature,
-                },
+                {**_R2, **at, **relations(temperature)},
                 group=line, seeds=1,
             )
-            for temperature in _RELATION_TEMPERATURES
+            for temperature in RELATION_TEMPERATURES
         ),
     )  # fmt: skip
 

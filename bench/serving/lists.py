@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -49,16 +48,13 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Answers a second, latency and memory of every turn, and the ratios of the rounds."""
-    encoder = options.work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
     plan = replace(ServingPlan(), main=options.items, closed_s=options.seconds)
     turns: dict[str, list[dict[str, Any]]] = {WITHOUT: [], WITH: []}
     builds = {}
     with ExitStack() as stack:
         settings = {}
         for name, neighbours in ((WITHOUT, 0), (WITH, options.neighbours)):
-            made = published(options.items, options.work, encoder, lambda *_: None, neighbours=neighbours)
+            made = published(options.items, options.work, lambda *_: None, neighbours=neighbours)
             settings[name] = stack.enter_context(Setting(plan, {options.items: made}))
             builds[name] = made.build_s
         for number in range(1, options.rounds + 1):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.index.encoder import size_name
 from bench.markdown_table import markdown_table
 from bench.serving import sections
 from bench.serving.results import ServingResults, shown
@@ -40,11 +41,13 @@ most here. A time, or a number of answers a second, counts only where the echo o
 counts under errors and in no percentile. Closed loop: {tool} with {connections} connections. Open loop: requests due at
 random moments of a constant rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
-192 dimensions (text, image, behaviour), the encoder has the default size of `fit-encoder`, 2 layers of 64, and random
-weights.{lists}
+192 dimensions (text, image, behaviour). The encoder has {encoder} and random weights.
+{lists} `fit-encoder` makes them by default: 50 neighbours, 20 above 250,000
+items; they cost CPU time and memory ([Cost](experiments/lists.md#cost)).
 """
 _MOST_CLIENT_CPU = 0.9
-_LISTS = " Every item has {neighbours} neighbours\nin each of three item-to-item lists."
+_LISTS = "Every item has {neighbours} neighbours in each of three item-to-item lists."
+_NO_LISTS = "The bundles have no item-to-item lists."
 _WHY = (
     "Where the time goes, and so why some do not hold, is in "
     "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it. "
@@ -55,7 +58,10 @@ _NOT_RUN = """## Not run
 
 - **GPU**: no figures; none was at hand. `python -m bench.gpu.gpu_serving` measures p50 and p99 at 1,000 requests a
   second and the highest rate with p99 below 50 ms for 1M and 10M items, `bench/gpu/gpu_index.py` the index, `python -m
-  bench.gpu.gpu_training` training and embedding; all three were only run on a CPU at toy size.
+  bench.gpu.gpu_training` training and embedding; all three were only run on a CPU at toy size. `make check-gpu` passed
+  on 2 December 2026 without a GPU (faiss-gpu 1.15.1, onnxruntime-gpu 1.26.0, Python 3.11.7): both libraries are built
+  for CUDA, `VLM2REC_DEVICE=cuda` ends with one error, `auto` answers from the CPU, and the benches of serving and index
+  run at toy size.
 - **10M items**: not built here.
 - **A swap of bundles under load** is measured by a bench of its own, if its result is listed below.
 """
@@ -70,7 +76,7 @@ def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
         others: result files of other benches, to be listed; those of the numbers of workers are read.
     """
     settings = read.settings
-    lists = _LISTS.format(neighbours=settings["neighbours"]) if settings.get("neighbours") else ""
+    lists = _LISTS.format(neighbours=settings["neighbours"]) if settings.get("neighbours") else _NO_LISTS
     rounds, tool = settings.get("rounds", 0), settings["load"]
     parts = [
         _INTRO.format(
@@ -78,6 +84,7 @@ def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
             overload_rounds=settings.get("overload_rounds", rounds),
             connections=settings["connections"],
             tool=tool,
+            encoder=_encoder(read),
             lists=lists,
             neighbours=settings.get("neighbours", 0),
             within=ECHO_WITHIN,
@@ -97,6 +104,13 @@ def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
         *_others(others),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _encoder(read: ServingResults) -> str:
+    """The size of the encoder of the bundles; where the results do not have it, it was the default."""
+    sizes = sorted({one["encoder"] for one in read.measurements.values() if "encoder" in one}) or [size_name()]
+    said = " or ".join(f"{layers} layers of {width}" for layers, width in (one.split(" x ") for one in sizes))
+    return f"the default size of `fit-encoder`, {said}," if sizes == [size_name()] else said
 
 
 def _run(read: ServingResults) -> Iterator[str]:

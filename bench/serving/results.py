@@ -38,6 +38,11 @@ class ServingResults:
         """Numbers of the rounds of the stage that has most."""
         return range(1, max(int(self.settings.get(name, 0)) for name in ("rounds", "overload_rounds")) + 1)
 
+    def planned(self, stage: str) -> int:
+        """How many rounds of a stage were planned."""
+        name = "overload_rounds" if stage == "overload" else "rounds"
+        return int(self.settings.get(name, self.settings.get("rounds", 0)))
+
     def value(self, key: str, name: str) -> float | None:
         """One figure of one measurement."""
         found = self.measurements.get(key, {}).get(name)

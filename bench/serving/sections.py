@@ -7,7 +7,7 @@ from typing import Any
 from bench.markdown_table import markdown_table
 from bench.serving.contenders import EVERYONE
 from bench.serving.plots import latency, throughput
-from bench.serving.results import ServingResults, median, shown
+from bench.serving.results import ServingResults, shown
 from bench.serving.targets import (
     ECHO_REFERENCE,
     MOST_P90_MS,
@@ -101,10 +101,10 @@ def _row(read: ServingResults, name: str) -> tuple[str, ...]:
         _latencies(read, contender(name, "open 500"), "p50_ms", "p99_ms"),
         _latencies(read, contender(name, "open 1000"), "p50_ms", "p99_ms"),
         str(errors),
-        _number(read.median(closed, "client_cpu"), "{:.2f}"),
+        shown(read.values(closed, "client_cpu"), "{:.2f}"),
         _number(read.value(answers, "recall"), "{:.3f}"),
         _number(read.value(answers, "same"), "{:.1%}"),
-        _number(median([one / _MIB for one in used]), "{:,.0f} MiB"),
+        shown([one / _MIB for one in used], "{:,.0f}", " MiB"),
         shown(read.values(contender(name, "start"), "ready_s"), "{:.1f}", " s"),
     )
 
@@ -148,7 +148,7 @@ def _size_row(read: ServingResults, rows: int, rates: list[int]) -> tuple[str, .
         shown(read.values(closed, "good"), "{:,.0f}"),
         shown(read.values(closed, "cpu_ms"), "{:.2f}", " ms"),
         *(_latencies(read, size(rows, f"open {rate}"), "p50_ms", "p90_ms", "p99_ms") for rate in rates),
-        _number(median([one / _MIB for one in used]), "{:,.0f} MiB"),
+        shown([one / _MIB for one in used], "{:,.0f}", " MiB"),
         f"{(made.get('vectors_bytes', 0) + made.get('index_bytes', 0)) / _MIB:,.0f} MiB",
         shown(read.values(size(rows, "start"), "ready_s"), "{:.1f}", " s"),
         _number(made.get("build_s"), "{:,.0f} s") + (f" ({made['built_on']})" if made.get("built_on") else ""),
@@ -184,17 +184,17 @@ def overload(read: ServingResults) -> Iterator[str]:
         yield _NOT_REFUSED_AGAIN.format(neighbours=read.settings.get("neighbours", 0))
     rows = []
     for key in keys:
-        figures = [read.median(key, name) for name in ("offered", "degraded", "late", "refused", "errors")]
-        refusals = [read.median(key, f"refusal_{place}_p99_ms") for place in ("server", "written", "client")]
+        figures = [read.values(key, name) for name in ("offered", "degraded", "late", "refused", "errors")]
+        refusals = [read.values(key, f"refusal_{place}_p99_ms") for place in ("server", "written", "client")]
         rows.append(
             (
                 key.rpartition("/")[2],
                 shown(read.ratios(key, OVERLOAD_PEAK), "{:.0%}"),
                 shown(read.values(key, "good"), "{:,.0f}"),
-                *(_number(value, "{:,.0f}") for value in figures),
-                " / ".join(_number(read.median(key, name), "{:,.0f}") for name in ("p50_ms", "p99_ms")) + " ms",
-                " / ".join(_number(value, "{:.2f}") for value in refusals) + " ms" if any(refusals) else "–",
-                _number(read.median(key, "client_cpu"), "{:.2f}"),
+                *(shown(values, "{:,.0f}") for values in figures),
+                " / ".join(shown(read.values(key, name), "{:,.0f}") for name in ("p50_ms", "p99_ms")) + " ms",
+                " / ".join(shown(values, "{:.2f}") for values in refusals) + " ms" if any(refusals) else "–",
+                shown(read.values(key, "client_cpu"), "{:.2f}"),
             )
         )
     names = ("good ÷ peak", "good/s", "offered/s", "degraded/s", "late/s", "refused/s", "errors", "p50 / p99")

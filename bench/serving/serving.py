@@ -41,10 +41,11 @@ NEIGHBOURS = 50  # what `vlm2rec fit-encoder` takes by default
 
 
 def prepare(sizes: Iterable[int], results: Measurements, work: Path, neighbours: int) -> dict[int, Published]:
-    """Build and publish the missing bundles of these sizes, with so many neighbours in the lists of each item."""
-    encoder = work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
+    """Build and publish the missing bundles of these sizes, with so many neighbours in the lists of each item.
+
+    Raises:
+        SystemExit: the results are of bundles with an encoder of another size.
+    """
     found = {}
     with Progress() as bars:
         for rows in sizes:
@@ -54,9 +55,14 @@ def prepare(sizes: Iterable[int], results: Measurements, work: Path, neighbours:
                 bars.update(bar, description=f"{rows:,} items: {stage}", completed=share)
 
             started = time.perf_counter()
-            made = found[rows] = published(rows, work, encoder, progress, neighbours=neighbours)
+            made = found[rows] = published(rows, work, progress, neighbours=neighbours)
             bars.update(bar, description=f"{rows:,} items: {made.kind} index", completed=1.0)
             key = f"bundle/{rows}"
+            measured = results[key].get("encoder") if key in results else None
+            if measured not in {None, "", made.encoder}:
+                raise SystemExit(
+                    f"{results.path} is of an encoder of {measured}, today's is {made.encoder}; begin anew with --fresh"
+                )
             if key not in results:
                 took_s = time.perf_counter() - started  # next to nothing for a bundle of an earlier run
                 where = {name: Path(getattr(made, name)).name for name in ("registry", "bundle")}  # not whose machine

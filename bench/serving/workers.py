@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,11 +59,8 @@ def contenders(workers: Sequence[int]) -> list[Contender]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Every turn, and the medians of each contender."""
-    encoder = options.work / "encoder.onnx"
-    if not encoder.exists():
-        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
     plan = replace(ServingPlan(), main=options.items, closed_s=options.seconds)
-    made = published(options.items, options.work, encoder, lambda *_: None, neighbours=options.neighbours)
+    made = published(options.items, options.work, lambda *_: None, neighbours=options.neighbours)
     everyone = contenders(options.workers)
     turns: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in everyone}
     with Setting(plan, {options.items: made}) as setting:

@@ -1,6 +1,8 @@
 """Options and start of the workers of a Ray cluster, for `vlm2rec embed` and `reindex`."""
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from training.data.dataset import Dataset
+    from training.embedding.distributed.shard_worker import ShardJob
     from training.embedding.job import EncodeShards, Finished
     from training.embedding.plan import EmbeddingPlan
 
@@ -33,18 +36,27 @@ RayWorkersOption = Annotated[
     int | None,
     typer.Option(min=1, help="Most workers; default: one a GPU, else a CPU for each thread.", rich_help_panel=_PANEL),
 ]
+RayStorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://BUCKET/PREFIX",
+        help="Pass model and shards through this place; without it RUN is on a disk that all machines share.",
+        rich_help_panel=_PANEL,
+    ),
+]
 WorkerThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; default: all cores, with Ray 1 a worker.")
 ]
 
 
-def check_engine(engine: str, address: str | None, most: int | None) -> None:
+def check_engine(engine: str, address: str | None, most: int | None, storage: str | None) -> None:
     """Check that options of Ray come with its engine, and that this is the only process.
 
     Args:
         engine: ``process`` or ``ray``.
         address: of the cluster.
         most: most workers.
+        storage: URL between run and workers.
 
     Raises:
         BadParameter: they do not, or `torchrun` started several processes, which would wait for the lock of the run.
@@ -55,12 +67,12 @@ def check_engine(engine: str, address: str | None, most: int | None) -> None:
             f"must run in one process, torchrun started {processes}: leave torchrun out. Several processes and "
             "machines embed with --engine ray"
         )
-    if engine == "process" and (address is not None or most is not None):
-        raise typer.BadParameter("--ray-address and --ray-workers need --engine ray")
+    if engine == "process" and not (address is None and most is None and storage is None):
+        raise typer.BadParameter("the options --ray-… need --engine ray")
 
 
 def ray_shards(
-    dataset: "Dataset", run: Path, *, address: str | None, most: int | None, threads: int | None
+    dataset: "Dataset", run: Path, *, address: str | None, most: int | None, threads: int | None, storage: str | None
 ) -> "EncodeShards":
     """Let the workers of a Ray cluster make shards; it is connected to only while there are some to be made.
 
@@ -70,16 +82,19 @@ def ray_shards(
         address: of the cluster; None: one on this machine, for the job.
         most: most workers; None: as many as there is room for.
         threads: of each worker; None: 1, since a worker reserves a CPU for each.
+        storage: URL of an object store through which model and shards pass; None: the run is on a shared disk.
+
+    Raises:
+        EmbeddingsError: the object store cannot be written.
     """
+    from training.embedding.distributed.shard_storage import ShardStorage
+    from training.embedding.distributed.shard_worker import ShardJob
 
-    def encode_shards(
-        plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
-    ) -> None:
-        from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
-        from training.embedding.distributed.shard_pool import ShardPool
-        from training.embedding.distributed.shard_worker import ShardJob
+    if storage is not None:
+        ShardStorage(storage).check_writable()
 
-        job = ShardJob(
+    def job_of(plan: "EmbeddingPlan") -> ShardJob:
+        return ShardJob(
             dataset.name(),
             run.resolve(),
             plan.directory.resolve(),
@@ -88,10 +103,45 @@ def ray_shards(
             threads or 1,
             other_interactions(dataset),
         )
-        with ray_cluster(address) as ray:
-            ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)
+
+    def encode_shards(
+        plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
+    ) -> None:
+        if storage is None:
+            _encode(job_of(plan), address, most, plan, numbers, finished, stopped)
+            return
+        objects = ShardStorage.of_plan(storage, plan.directory)
+        collect = partial(objects.fetch, plan=plan.directory)
+        waiting = set(numbers)
+        for number in waiting.intersection(objects.finished()):
+            collect(number)
+            if plan.has(number):
+                finished(number)
+                waiting.discard(number)
+        if waiting:
+            job = job_of(plan)
+            job = replace(job, storage=objects.url, interactions=objects.put_run(run, job.interactions))
+            _encode(job, address, most, plan, sorted(waiting), finished, stopped, collect)
+        objects.remove()
 
     return encode_shards
+
+
+def _encode(
+    job: "ShardJob",
+    address: str | None,
+    most: int | None,
+    plan: "EmbeddingPlan",
+    numbers: "Sequence[int]",
+    finished: "Finished",
+    stopped: "Callable[[], bool]",
+    collect: "Callable[[int], None]" = lambda _number: None,
+) -> None:
+    from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
+    from training.embedding.distributed.shard_pool import ShardPool
+
+    with ray_cluster(address) as ray:
+        ShardPool(RayWorkers(ray, job, most), collect=collect).encode(plan, numbers, finished, stopped)
 
 
 def other_interactions(dataset: "Dataset") -> Path | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from cli.offline.ray_shards import (
     EngineOption,
     RayAddressOption,
+    RayStorageOption,
     RayWorkersOption,
     WorkerThreadsOption,
     check_engine,
@@ -102,6 +103,7 @@ def reindex(
     engine: EngineOption = "process",
     ray_address: RayAddressOption = None,
     ray_workers: RayWorkersOption = None,
+    ray_storage: RayStorageOption = None,
 ) -> None:
     """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.
 
@@ -109,7 +111,7 @@ def reindex(
     too much of the data is gone, 2 bad input, 75 another job works on the run, 130 interrupted, 143 stopped by SIGTERM,
     70 a defect of the program.
     """
-    check_engine(engine, ray_address, ray_workers)
+    check_engine(engine, ray_address, ray_workers, ray_storage)
     with _termination() as stop_requested:
         from training.nightly.record import ReindexRecord
 
@@ -135,8 +137,10 @@ def reindex(
             if keep is not None and not dry_run:
                 spare()  # a wrong URL ends the job before hours of work, and not after it
             shards = None
-            if engine == "ray":
-                shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
+            if engine == "ray" and not dry_run:
+                shards = ray_shards(
+                    dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
+                )
             job = ReindexJob(run, dataset, target, spec, figures, keep, force, trust_times, spare, volume, shards)
             _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 

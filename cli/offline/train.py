@@ -14,6 +14,7 @@ from cli.offline.progress import counted_progress
 from cli.offline.ray_shards import (
     EngineOption,
     RayAddressOption,
+    RayStorageOption,
     RayWorkersOption,
     WorkerThreadsOption,
     check_engine,
@@ -204,6 +205,7 @@ def embed(
     engine: EngineOption = "process",
     ray_address: RayAddressOption = None,
     ray_workers: RayWorkersOption = None,
+    ray_storage: RayStorageOption = None,
 ) -> None:
     """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
 
@@ -215,7 +217,7 @@ def embed(
     from training.runs.disk import writing_run
     from training.runs.lock import finish_interrupted, run_lock
 
-    check_engine(engine, ray_address, ray_workers)
+    check_engine(engine, ray_address, ray_workers, ray_storage)
     if no_vlm and (dry_run or engine == "ray" or trust_times):
         raise typer.BadParameter(
             "--no-vlm computes statistics of the whole catalogue; leave out --engine, --dry-run and --trust-times"
@@ -243,7 +245,9 @@ def embed(
         return
     encode_shards = None
     if engine == "ray":
-        encode_shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
+        encode_shards = ray_shards(
+            dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
+        )
     with run_lock(run), writing_run(run):
         embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from service.export.backup.manifest import BackupManifest
-    from service.export.backup.registry_copy import Report, RestoredRegistry
+    from service.export.backup.registry_copy import Report, RestoredRegistry, RestoredStoreRegistry
     from service.settings.load import Settings
     from service.stores.backup.redis_backup import RedisBackup
 
@@ -29,7 +29,12 @@ RedisOption = Annotated[
 ]
 RegistryOption = Annotated[
     str | None,
-    typer.Option("--registry", metavar="DIR", help="Directory of published bundles.", show_default="VLM2REC_REGISTRY"),
+    typer.Option(
+        "--registry",
+        metavar="DIR",
+        help="Published bundles: a directory, or s3://bucket/prefix.",
+        show_default="VLM2REC_REGISTRY",
+    ),
 ]
 NoRedisOption = Annotated[bool, typer.Option("--no-redis", help="Leave Redis out.")]
 NoRegistryOption = Annotated[bool, typer.Option("--no-registry", help="Leave the registry out.")]
@@ -48,12 +53,13 @@ def create(
 
     DIR appears when the backup is whole. It holds personal data and is readable by its owner only.
     """
+    from index.bundle.registries import open_registry
     from service.export.backup.create import create_backup
 
     if no_redis and no_registry:
         raise typer.BadParameter(_NOTHING_LEFT)
     settings = _settings(redis, registry)
-    source = None if no_registry else _registry(settings)
+    source = None if no_registry else open_registry(_registry(settings))
 
     async def work(redis: "RedisBackup | None", report: "Report") -> "BackupManifest":
         return await create_backup(to, redis, source, report)
@@ -98,7 +104,7 @@ def restore(
     if no_redis and no_registry:
         raise typer.BadParameter(_NOTHING_LEFT)
     settings = _settings(redis, registry)
-    target = None if no_registry else _registry(settings)
+    target = None if no_registry else _restored(_registry(settings))
 
     async def work(redis: "RedisBackup | None", report: "Report") -> "BackupManifest":
         return await restore_backup(backup, redis, target, report, replace=replace)
@@ -112,26 +118,29 @@ def _settings(redis: str | None, registry: str | None) -> "Settings":
     return load_settings({"registry": _UNSET}, redis_url=redis, registry=registry)
 
 
-def _registry(settings: "Settings") -> "RestoredRegistry":
-    """The registry that the settings name.
+def _registry(settings: "Settings") -> str:
+    """Path or URL of the registry that the settings name.
 
     Raises:
         SettingsError: they name none.
-        BackupRefused: it lies in an object store.
-        RegistryError: it is not a local directory.
     """
-    from index.bundle.registries import is_store_url
-    from service.errors import BackupRefused, SettingsError
-    from service.export.backup.registry_copy import RestoredRegistry
+    from service.errors import SettingsError
 
     if settings.bundles.registry == _UNSET:
         raise SettingsError("registry is not set; name it with --registry or leave it out with --no-registry")
-    if is_store_url(settings.bundles.registry):
-        raise BackupRefused(
-            "the registry lies in an object store, of which no backup is made: turn on the versions of its bucket or "
-            "copy it to another one, and leave the registry out here with --no-registry"
-        )
-    return RestoredRegistry(settings.bundles.registry)
+    return settings.bundles.registry
+
+
+def _restored(place: str) -> "RestoredRegistry | RestoredStoreRegistry":
+    """The registry at a place, to restore to.
+
+    Raises:
+        RegistryError: the place has another form, or the extra for object stores is missing.
+    """
+    from index.bundle.registries import is_store_url
+    from service.export.backup.registry_copy import RestoredRegistry, RestoredStoreRegistry
+
+    return RestoredStoreRegistry(place) if is_store_url(place) else RestoredRegistry(place)
 
 
 def _run(

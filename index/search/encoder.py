@@ -225,6 +225,45 @@ class OnnxSequenceEncoder:
             )
 
 
+class OnnxModel:
+    """Any ONNX model on the CPU, for checks of an export.
+
+    Args:
+        path: the model file; weights in files beside it are read too.
+        threads: intra-op threads, at least 1.
+
+    Attributes:
+        inputs: names of the inputs.
+
+    Raises:
+        EncoderError: the file is missing or unreadable.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        self._path = path
+        try:
+            self._session = ort.InferenceSession(path, _options(threads), providers=[_PROVIDERS["cpu"]])
+        except (OSError, *_FOREIGN) as error:
+            raise EncoderError(f"{path}: not a readable ONNX model ({error}); export it again") from error
+        self.inputs = [node.name for node in self._session.get_inputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Its outputs in their order.
+
+        Args:
+            inputs: name → value, in the dtype and shape that the model states.
+
+        Raises:
+            EncoderError: the inputs do not fit, or the model fails on them.
+        """
+        try:
+            made: list[NDArray[Any]] = self._session.run(None, dict(inputs))
+        except _FOREIGN as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
+            raise EncoderError(f"{self._path}: the model failed on {shapes} ({error})") from error
+        return made
+
+
 class _BoundSession:
     """A session that keeps device buffers for every shape, allocated at the first run of the shape.
 

@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
+from service.api.merged_sessions import of_its_user, session_alone
 from service.api.openapi import operation
 from service.api.outcomes.kept_answers import KeptAnswers
 from service.api.queries import check_fields, recommend_query
@@ -101,7 +102,7 @@ class BatchRoutes:
         bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in requests]
         trace.lap("parse")
-        histories = BatchHistories(self._histories, _owners(bundle, members), self._turns)
+        histories = BatchHistories(self._histories, _owners(bundle, members), self._turns, _sessions_alone(members))
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
@@ -139,6 +140,7 @@ class BatchRoutes:
     ) -> dict[str, Any]:
         if isinstance(member, Exception):
             raise member
+        member = await of_its_user(member, recommender.histories, trace)
         keeps = self._kept.wanted(member, trace)
         answer = await recommender.recommend(bundle, recommend_query(bundle, member, contributions_later=keeps), trace)
         body = self._bodies.body(bundle, member, answer, trace, wanted="sequence")
@@ -162,3 +164,9 @@ def _owners(bundle: Bundle, members: list[_Checked]) -> list[str]:
         recommend_query(bundle, member) for member in members if isinstance(member, request_models.RecommendRequest)
     )
     return [owner for query in queries for owner in query.owners]
+
+
+def _sessions_alone(members: list[_Checked]) -> list[str]:
+    """The sessions that are named without a user, which may have been merged into one."""
+    named = (session_alone(member) for member in members if isinstance(member, request_models.RecommendRequest))
+    return [session for session in named if session is not None]

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
+from service.api.merged_sessions import of_its_user, session_alone
 from service.api.openapi import operation
 from service.api.outcomes.arms import Arms, InterleavedArms
 from service.api.outcomes.interleaved_answers import InterleavedAnswers
@@ -16,9 +17,11 @@ from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
+from service.recommend.batch_histories import BatchHistories
 from service.recommend.query import Recommendations, Strategy
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
+from service.stores.protocols import session_owner
 
 _RECOMMEND = operation(body=request_models.RecommendRequest)
 _SIMILAR = operation(body=request_models.SimilarRequest)
@@ -87,16 +90,33 @@ class RecommendRoutes:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
         params = validate(request_models.RecommendRequest, await read_json(request))
+        session = session_alone(params)
+        if session is None or trace.overloaded:
+            return await self._recommend(params, self._recommender, trace)
+        trace.lap("parse")
+        # The history and the user of the session are read in one round trip.
+        histories = BatchHistories(self._recommender.histories, [session_owner(session)], None, [session])
+        recommender = self._recommender.with_histories(histories)
+        try:
+            params = await of_its_user(params, histories, trace)
+            trace.lap("history")
+            return await self._recommend(params, recommender, trace)
+        finally:
+            histories.close()
+
+    async def _recommend(
+        self, params: request_models.RecommendRequest, recommender: Recommender, trace: Trace
+    ) -> Response:
         bundle, arm = self._active_bundle.get(), self._arms.of(params.owner)
         if isinstance(arm, InterleavedArms):
-            return await self._interleaved.recommend(arm, params, trace)
+            return await self._interleaved.recommend(arm, params, recommender, trace)
         if arm is not None:
             bundle, params = arm.bundle, arm.applied(params)
         check_fields(bundle, params.fields)
         trace.lap("parse")
         keeps = self._kept.wanted(params, trace)
         query = recommend_query(bundle, params, contributions_later=keeps)
-        answer = await self._recommender.recommend(bundle, query, trace)
+        answer = await recommender.recommend(bundle, query, trace)
         return self._recommended(
             bundle, params, answer, trace, wanted="sequence", keeps=keeps, arm=None if arm is None else arm.label
         )

@@ -284,7 +284,9 @@ class RecommendRequest(RetrievalRequest):
 
     user_id: Id | None = None
     session_id: Id | None = Field(
-        None, description="An anonymous session, whose stored history follows that of the user."
+        None,
+        description="An anonymous session, whose stored history follows that of the user. Without user_id one that was "
+        "merged into a user gets the answer of that user.",
     )
     items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
     history: History = Field(

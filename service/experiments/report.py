@@ -32,7 +32,8 @@ LATENCY_BOUND: Final = 0.1
 DEGRADED_BOUND: Final = 0.005
 """Rise of the share of degraded answers that a candidate may not have."""
 
-_MEASURES: Final = ("answers", "users", "impressions", *GOALS, "degraded", "latency_us")
+MEASURES: Final = ("answers", "users", "impressions", *GOALS, "degraded", "latency_us")
+"""What is counted for each arm and group of users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,26 @@ def experiment_report(
     Raises:
         ValueError: there are fewer than two arms.
     """
+    names = [arm["name"] for arm in experiment["arms"]]
+    return report_of_counts(experiment, counts_by_arm(names, groups, MEASURES), goal)
+
+
+def report_of_counts(
+    experiment: Mapping[str, Any], counted: Mapping[str, Mapping[str, NDArray[np.float64]]], goal: Goal = "clicks"
+) -> ExperimentReport:
+    """Compare the arms of an experiment.
+
+    Args:
+        experiment: as for :func:`experiment_report`.
+        counted: by arm and measure (:data:`MEASURES`), (256,) float64 over the groups of users.
+        goal: what is compared.
+
+    Raises:
+        ValueError: there are fewer than two arms.
+    """
     arms = experiment["arms"]
     if len(arms) < 2:
         raise ValueError(f"the experiment must have two arms, received {len(arms)}")
-    counted = counts_by_arm([arm["name"] for arm in arms], groups, _MEASURES)
     reports = tuple(_arm(arm, counted[arm["name"]]) for arm in arms)
     # Users and not their answers or visits: as many users visit a better arm more often.
     users = np.stack([counted[arm["name"]]["users"] for arm in arms])

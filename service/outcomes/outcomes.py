@@ -269,17 +269,19 @@ class Outcomes:
     async def _store_some(self) -> bool:
         """Store and attribute some of what waits: the answers first, since an event follows its answer.
 
-        Returns:
-            Whether that was all.
+        An answer to a user waits for the events before it: they are no outcomes of it. Returns whether that was all.
         """
         most_answers = _ANSWERS_TOGETHER if len(self._waiting) < _LONG_QUEUE else _ANSWERS_TOGETHER_IN_LONG_QUEUE
-        answers, events = list[SentAnswer](), list[Event]()
+        answers, events, users = list[SentAnswer](), list[Event](), set[str | None]()
         while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
-            entry = self._waiting.popleft()
-            if isinstance(entry, SentAnswer):
-                answers.append(entry)
-            else:
+            if not isinstance(entry := self._waiting[0], SentAnswer):
                 events.append(entry)
+                users |= {entry.user_id, session_owner(entry.session_id) if entry.session_id else entry.user_id}
+            elif entry.user_id in users:
+                break
+            else:
+                answers.append(entry)
+            self._waiting.popleft()
         is_all = not self._waiting
         try:
             await self._logged(self._keep, answers, "answers")

@@ -67,11 +67,20 @@ class Recommender:
         self._slot_scales = SlotScales()
         self._generation: int | None = None
 
+    @property
+    def histories(self) -> HistoryReader:
+        """The source of histories."""
+        return self._histories
+
     def with_histories(self, histories: HistoryReader) -> "Recommender":
-        """The same recommender with another source of histories, whose reads begin now, as for a batch request."""
+        """The same recommender with another source of histories.
+
+        Its reads begin now, as for a batch request, or with those of this one, if it has such a source already.
+        """
         other = copy.copy(self)
         other._histories = histories  # noqa: SLF001 - of this class
-        other._generation = self._recent.generation  # noqa: SLF001
+        if self._generation is None:
+            other._generation = self._recent.generation  # noqa: SLF001
         return other
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Recommendations:

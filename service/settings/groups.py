@@ -313,7 +313,11 @@ class HistorySettings(SettingsGroup):
         7, ge=1, le=3650, description="Days after a user's last impression until the impressions expire."
     )
     session_ttl_hours: int = Field(
-        168, ge=1, le=87_600, description="Hours after the last event of an anonymous session until its data expire."
+        168,
+        ge=1,
+        le=87_600,
+        description="Hours after the last event of an anonymous session until its data expire; of one that was merged "
+        "into a user until it is nobody's again.",
     )
     require_consent: bool = Field(
         False, description="Store only events with `consent: true`; off: an event without the field has consent."
@@ -331,7 +335,7 @@ class HistorySettings(SettingsGroup):
 
     @property
     def session_ttl_s(self) -> int:
-        """Seconds after the last event of an anonymous session until its data expire."""
+        """Seconds after the last event of an anonymous session until its data, or the record of its user, expire."""
         return self.session_ttl_hours * 3600
 
 

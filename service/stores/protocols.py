@@ -96,6 +96,14 @@ class HistoryReader(Protocol):
         """The stored impressions in order of arrival, otherwise as :meth:`entries`."""
         ...
 
+    async def merged_into(self, session_id: str) -> str | None:
+        """The user that an anonymous session was merged into; None: nobody, or the merge has not ended.
+
+        Raises:
+            HistoriesUnavailable: as :meth:`entries`.
+        """
+        ...
+
 
 class HistoryStore(HistoryReader, Protocol):
     """Stores the newest events of each user, and all events in one capped stream for retraining.
@@ -127,8 +135,9 @@ class HistoryStore(HistoryReader, Protocol):
 
         In a cluster it takes several steps. After a failure it is called again, and goes on.
 
-        Both histories are merged by time. Later events of the session are stored for the user. Entries in the stream
-        stay those of the session. A user who has too many sessions loses the oldest one, which is erased first.
+        Both histories are merged by time. Later events of the session are stored for the user, until the seconds to
+        live of a session have passed since the last of them, or since the last call. Entries in the stream stay those
+        of the session. A user who has too many sessions loses the oldest one, which is erased first.
 
         Args:
             session_id: of the anonymous session.

@@ -180,6 +180,14 @@ class RedisHistories:
         with self._translated("recent"):
             return entries_of(await self._list(keys_of(self._prefix, owner).impressions))
 
+    async def merged_into(self, session_id: str) -> str | None:
+        """The user of a session; see `HistoryReader.merged_into`."""
+        merges = keys_of(self._prefix, session_owner(session_id)).merges
+        with self._translated("recent"):
+            user, moving = await self._reads.call("HMGET", merges, "user", "moving", kind=list)
+            # In a cluster the history is the session's until the merge ends.
+            return None if user is None or moving is not None else texts([user])[0]
+
     async def merge(self, session_id: str, user_id: str, forget: Forget | None = None) -> int:
         """Merge a session into a user; see `HistoryStore.merge`."""
         keys = [

@@ -66,6 +66,9 @@ end
 # how many were cut at the cap before they were exported (without an exporter none counts as such), then the number,
 # counted from 0, of each event that was not stored again as its id is known.
 #
+# Events of merged sessions renew the records that say whose they are, and nothing is stored. No other event may cause a
+# write there: Redis refuses a script for lack of memory only until its first write.
+#
 # Events come in the order of their times, so those that are too late for their place are the first ones of their user.
 #
 # All or none: if a command fails in the middle, because of a key of another type or a command that the user may not
@@ -89,17 +92,21 @@ local has_old = call('EXISTS', KEYS[1]) == 1
 if has_old and #KEYS == last then
     return {-1, 0}
 end
-local ttls = {}
+local ttls, merged = {}, false
 if ARGV[11] == '1' then
     for at = 13, #ARGV, 12 do
-        if string.byte(ARGV[at + 3]) == 31 then
-            local user = tonumber(ARGV[at])
-            if call('EXISTS', KEYS[user + 5]) == 1 then
-                return {-2, 0}
-            end
+        local user = tonumber(ARGV[at])
+        if string.byte(ARGV[at + 3]) == 31 and not ttls[user] then
             ttls[user] = ARGV[10]
+            if call('EXISTS', KEYS[user + 5]) == 1 then
+                call('EXPIRE', KEYS[user + 5], ARGV[10])
+                merged = true
+            end
         end
     end
+end
+if merged then
+    return {-2, 0}
 end
 local entries = {}
 for user = 2, last, 6 do

@@ -98,6 +98,9 @@ MERGE: Final = Script(
     + """
 local merged_into = call('HGET', KEYS[6], 'user')
 if merged_into then
+    if merged_into == ARGV[11] then
+        call('EXPIRE', KEYS[6], ARGV[7])
+    end
     return {'user', merged_into, 0}
 end
 local sessions = call('ZCARD', KEYS[12])

@@ -170,6 +170,10 @@ class RedisPipeline:
         """Read a list, to see whether Redis answers; raises as :meth:`call`."""
         await self.call("LRANGE", key, 0, 0, kind=list)
 
+    async def nodes(self) -> Sequence["RedisPipeline"]:
+        """Pipelines to all servers that have keys: this one."""
+        return [self]
+
     async def close(self) -> None:
         """Fail the waiting calls and close the connection."""
         self._closed = True

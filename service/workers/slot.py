@@ -22,7 +22,7 @@ class WorkerSlot:
         control: to the process.
         started_at: monotonic seconds.
         answers: whether the process answers requests.
-        deaths: deaths in a row soon after a start.
+        deaths: deaths soon after a start, and failed starts, in a row.
         due_at: monotonic seconds at which it is started again; infinite while it runs.
         failure: why the process could not start.
         hangs: whether the process was killed because it gave no sign of life.

@@ -6,18 +6,14 @@ shutdown (docs/adr/0030).
 """
 
 import gc
-import multiprocessing
 import selectors
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from math import inf
-from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Final
@@ -30,6 +26,8 @@ from service.server import configure_process, handle_unless_handled, listen, url
 from service.server import serve as serve_alone
 from service.settings.load import Settings
 from service.settings.worker_place import WorkerPlace
+from service.workers.fork import forked
+from service.workers.shared_directory import shared_directory
 from service.workers.slot import WorkerSlot, reason_of
 from service.workers.worker_process import CLOSED, FAILED, STARTED, run_worker
 
@@ -37,11 +35,9 @@ _MOST_FAILED_STARTS: Final = 5  # of all workers together, before any of them an
 _SETTLED_S: Final = 10.0  # a worker that lived as long is replaced at once when it dies
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
 _HUNG_S: Final = 30.0
+_LATE_STEP_S: Final = 5.0  # a step takes a second at most, unless this process is stopped or gets no processor
 _DRAIN_MARGIN_S: Final = 15.0  # beyond the drain itself: closing listeners, saving the operator state
 _MESSAGE_BYTES: Final = 8192
-_MEMORY: Final = "/dev/shm"  # noqa: S108 - a file there has a name of its own
-_SHARED_BYTES: Final = 4 << 20  # of each worker, and of what all share; far more than they begin with
-_PREFIX: Final = "vlm2rec-workers-"
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
@@ -67,7 +63,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         return
     if sys.platform != "linux":
         raise StartError(f"workers must be 1 here, received {count}: several can share a port on Linux only")
-    with _shared_directory(count) as directory:
+    with shared_directory(count) as directory:
         places = [WorkerPlace(number=number, count=count, directory=directory) for number in range(1, count + 1)]
         shares = [settings.for_worker(place) for place in places]
         listeners = listen(settings.server, count)
@@ -79,20 +75,6 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         finally:
             for listener in listeners:
                 listener.close()
-
-
-@contextmanager
-def _shared_directory(count: int) -> Iterator[Path]:
-    """A directory for the files that the workers map: in memory, if there is room."""
-    try:
-        has_room = shutil.disk_usage(_MEMORY).free > _SHARED_BYTES * (1 + count)  # 64 MiB in a container of Docker
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if has_room else None))
-    except OSError:
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Supervisor:
@@ -131,6 +113,7 @@ class Supervisor:
         self._passed_on = 0
         self._ends = False
         self._delay_until = self._kill_at = inf  # of the shutdown, monotonic seconds
+        self._stepped_at, self._resumed_at = inf, -inf
         self._has_answered = self._was_ready = False  # one worker; all of them
         self._failed_starts = 0
         self._failure: StartError | None = None
@@ -156,6 +139,7 @@ class Supervisor:
             raise KeyboardInterrupt
 
     def _step(self) -> None:
+        self._notice_pause()
         self._pass_signals_on()
         now = monotonic()
         for worker in self._workers:
@@ -172,20 +156,42 @@ class Supervisor:
             if worker.process is not None and worker.process.exitcode is not None:
                 self._ended(worker)
 
+    def _notice_pause(self) -> None:
+        """Give the workers their time anew after a pause of the whole service: they could give no sign of life in it.
+
+        It was stopped (`docker pause`, SIGTSTP), or the machine gave it no processor.
+        """
+        now = monotonic()
+        late_s, self._stepped_at = now - self._stepped_at, now
+        if late_s > _LATE_STEP_S:
+            self._resumed_at = now
+            self._kill_at = max(self._kill_at, now + _DRAIN_MARGIN_S)
+            self._log.warning("service was paused", paused_s=round(late_s, 1))
+
     def _start(self, worker: WorkerSlot) -> None:
         number = worker.place.number
-        worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._board.reset(number)
         worker.started_at, worker.due_at, worker.failure = monotonic(), inf, None
         worker.answers = worker.hangs = False
-        context = multiprocessing.get_context("fork")
-        worker.process = context.Process(target=self._run_in_child, args=(worker, theirs), name=f"worker-{number}")
-        worker.process.start()
-        theirs.close()
+        try:
+            worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                worker.process = forked(self._run_in_child, worker, theirs, name=f"worker-{number}")
+        except OSError as error:
+            self._could_not_start(worker, error.strerror or str(error))
+            return
         self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._hear(worker))
         self._selector.register(worker.process.sentinel, selectors.EVENT_READ, lambda: None)
         for passed in self._signals[: self._passed_on]:
             worker.order(passed)
+
+    def _could_not_start(self, worker: WorkerSlot, reason: str) -> None:
+        """Try again later to start a worker for which there was no process: the others go on meanwhile."""
+        if worker.control is not None:
+            worker.control.close()
+            worker.control = None
+        if self._ends or self._was_ready or not self._gives_up(worker, reason):
+            self._start_later(worker, "worker could not be started", reason)
 
     def _run_in_child(self, worker: WorkerSlot, control: socket.socket) -> None:
         """Close what belongs to the parent: a copy of a socket here would keep it open after the parent closed it."""
@@ -248,22 +254,26 @@ class Supervisor:
             return
         if not self._was_ready and self._gives_up(worker, reason):
             return
-        lived_s = monotonic() - worker.started_at
-        worker.deaths = 0 if lived_s >= _SETTLED_S else worker.deaths + 1
-        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (worker.deaths - 1), _LONGEST_PAUSE_S) if worker.deaths else 0.0
-        worker.due_at = monotonic() + pause_s
         self._board.count_restart(number)
-        self._log.error("worker ended", starts_again_s=round(pause_s, 2), **_about(worker, reason))
+        self._start_later(worker, "worker ended", reason)
+
+    def _start_later(self, worker: WorkerSlot, event: str, reason: str) -> None:
+        """Start a worker at once if it lived long, else after a pause that doubles with each such end in a row."""
+        now = monotonic()
+        worker.deaths = 0 if now - worker.started_at >= _SETTLED_S else worker.deaths + 1
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (worker.deaths - 1), _LONGEST_PAUSE_S) if worker.deaths else 0.0
+        worker.due_at = now + pause_s
+        self._log.error(event, starts_again_s=round(pause_s, 2), **_about(worker, reason))
 
     def _gives_up(self, worker: WorkerSlot, reason: str) -> bool:
-        """Whether a worker that ended before all answered ends the service; others that answer are drained."""
+        """Whether a failed start before all answered ends the service; workers that answer are drained."""
         self._failed_starts += 1
         if worker.failure is not None:
             failure = StartError(worker.failure)
         elif self._failed_starts >= _MOST_FAILED_STARTS:
             failure = StartError(
-                f"workers ended {self._failed_starts} times before all of them answered, the last one with "
-                f"{reason}; the log has more"
+                f"workers ended or could not be started {self._failed_starts} times before all of them answered, "
+                f"the last time: {reason}; the log has more"
             )
         else:
             return False
@@ -276,12 +286,13 @@ class Supervisor:
         """Kill a worker that gives no sign of life; one that drains gives none, and `_kill_at` bounds it."""
         if self._ends or worker.process is None or worker.hangs:
             return
+        now = monotonic()
         if worker.answers:
-            if self._board.silence_s(worker.place.number) < _HUNG_S:
+            if min(self._board.silence_s(worker.place.number), now - self._resumed_at) < _HUNG_S:
                 return
             self._log.error("worker hangs; it is killed", worker=worker.place.number)
         else:  # it gives no sign of life while it loads a bundle
-            if monotonic() - worker.started_at < self._server.start_timeout_s:
+            if now - max(worker.started_at, self._resumed_at) < self._server.start_timeout_s:
                 return
             self._log.error("worker did not start in time; it is killed", worker=worker.place.number)
         worker.answers, worker.hangs = False, True
@@ -327,6 +338,7 @@ class Supervisor:
         """Kill all workers; none is started again, as their sockets are closed."""
         for worker in self._workers:
             worker.listener.close()
+            worker.due_at = inf
         self._kill_all()
 
     def _kill_all(self) -> None:

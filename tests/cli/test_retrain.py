@@ -18,6 +18,8 @@ from index.event_export.directory import ExportDirectory
 from index.event_export.erasures import user_hash
 from index.event_export.stream_ids import StreamId
 
+pytestmark = pytest.mark.usefixtures("shared_graphs")
+
 RING = 12
 DAY = 86_400
 START = 1_790_000_000

@@ -21,6 +21,8 @@ from training.errors import ConfigError, EmbeddingsError, TrainingError
 from training.finetune import trainer
 from training.runs import adoption
 
+pytestmark = pytest.mark.usefixtures("shared_graphs")
+
 ITEMS = 8
 DAY = 86_400
 START = 1_790_000_000

@@ -57,6 +57,7 @@ def refusal(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("backup create --to new --no-redis --no-registry", "leave nothing; give at most one of them"),
         ("backup restore --from empty --no-redis --no-registry", "leave nothing; give at most one of them"),
         ("index list --registry items.csv", "items.csv: a registry is a directory, not a file; name another one"),
+        ("export-towers --run empty --out new", "no trained model here; run `vlm2rec train` first"),
         ("index build --run empty", "empty: holds no fitted encoder; run `vlm2rec fit`"),
         ("index build --run empty --memory-mb -5", "'--memory-mb': Input should be greater than or equal to 1"),
         ("data make-demo new --items 8", "items must lie in 12 … 1,000,000 (6 of them have no text and 6 no picture)"),

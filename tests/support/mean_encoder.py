@@ -1,8 +1,10 @@
-"""ONNX encoders written by hand, for tests in which the fitted one is not what is tested."""
+"""ONNX encoders written by hand, or traced once, for tests in which the fitted one is not what is tested."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -70,3 +72,27 @@ def export_mean_encoder(encoder: "SequenceEncoder", layout: SlotLayout, path: Pa
 
     write_mean_encoder(layout, encoder.max_history, path)
     return ExportParity(seed, 0.0)
+
+
+def export_each_shape_once(export: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of `torch.onnx.export`, which takes seconds: one graph for all encoders of a shape.
+
+    An encoder gets the graph of the first one of its shape with its own weights. The graph is not optimised, since
+    optimising folds weights into constants. `export_encoder` compares each with PyTorch, as always.
+    """
+    graphs: dict[tuple[tuple[str, tuple[int, ...]], ...], onnx.ModelProto] = {}
+
+    def exported(encoder: "SequenceEncoder", *given: Any, **options: Any) -> SimpleNamespace:
+        weights = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+        shape = tuple((name, tuple(value.shape)) for name, value in weights.items())
+        if shape not in graphs:
+            graphs[shape] = export(encoder, *given, **options, optimize=False).model_proto
+        model = onnx.ModelProto()
+        model.CopyFrom(graphs[shape])
+        for initializer in model.graph.initializer:
+            if initializer.name in weights:
+                own = weights[initializer.name].detach().numpy()
+                initializer.CopyFrom(numpy_helper.from_array(own, initializer.name))
+        return SimpleNamespace(model_proto=model)
+
+    return exported

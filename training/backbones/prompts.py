@@ -29,6 +29,8 @@ VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
+PLAIN_TEXT = {"<|": "< ", "|>": " >"}
+"""What :func:`plain_text` replaces, in this order."""
 SPECIAL_TOKENS = (END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 _VERSION = 1
 
@@ -156,4 +158,6 @@ class PromptWriter:
 
 def plain_text(text: str) -> str:
     """The text for the tokenizer, with the bars of anything that looks like a special token removed."""
-    return text.replace("<|", "< ").replace("|>", " >")
+    for bar, plain in PLAIN_TEXT.items():
+        text = text.replace(bar, plain)
+    return text

@@ -3,9 +3,7 @@
 # Published (arXiv 2603.17450): the hidden state of a prompt's last token, L2-normalised; LoRA adapters on a
 # pretrained backbone. A prompt is padded on the right, so causal attention never reads the padding and needs no mask.
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from training.backbones.adapters import add_adapters, load_adapters, save_adapters
 from training.backbones.backbone import Backbone, load_backbone
 from training.backbones.batches import PictureGroup, PromptBatch, PromptGroup
 from training.backbones.identity import ModelDescription, provenance, read_json
-from training.errors import BackboneError
 
 VISION = "visual."
 """Part of the names of the vision tower's weights."""
-_ADAPTER = "adapter"
 
 
 class VlmEmbedder(nn.Module):
@@ -192,12 +189,7 @@ def adapt(backbone: Backbone, *, rank: int, alpha: int, dropout: float, targets:
     """
     if rank == 0:
         return backbone.model
-    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-    try:
-        with _without_notices():
-            return cast("nn.Module", peft.get_peft_model(backbone.model, settings))
-    except ValueError as error:
-        raise BackboneError(f"vlm.lora.targets {list(targets)} fit no layer of this model: {error}") from error
+    return add_adapters(backbone.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
 
 
 def save_embedder(
@@ -217,13 +209,12 @@ def save_embedder(
         weights: of ``embedder.model`` by name, in place of its own; at least the trained ones if it has adapters.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    adapted, state = embedder.adapted, None if weights is None else dict(weights)
+    adapted = embedder.adapted
     if adapted:
-        # By default peft asks the hub whether the vocabulary has grown, which it never has here.
-        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER, save_embedding_layers=False, state_dict=state)
+        save_adapters(embedder.model, directory, weights)
         backbone.save_processors(directory)
     else:
-        backbone.save(directory, state)
+        backbone.save(directory, weights)
     # A directory may be a snapshot in the hub's cache, which records its commit.
     pinned = revision or getattr(backbone.model.config, "_commit_hash", None)
     ModelDescription(source, pinned, adapted, max_text_tokens, max_history).write(directory)
@@ -248,23 +239,9 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
     model: nn.Module = backbone.model
     if adapted:
         backbone = load_processors(directory, backbone)
-        try:
-            with _without_notices():
-                model = peft.PeftModel.from_pretrained(backbone.model, directory / _ADAPTER)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BackboneError(
-                f"{directory / _ADAPTER}: the adapters cannot be loaded ({error}); train again"
-            ) from error
+        model = load_adapters(backbone.model, directory)
     made = provenance(directory, dtype=dtype, attention=attention)
     return Embedding(VlmEmbedder(model), backbone, description.max_text_tokens, description.max_history, made)
-
-
-@contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    """Suppress warnings about peft's use of names that transformers will drop."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
 
 
 def load_processors(directory: Path, backbone: Backbone) -> Backbone:

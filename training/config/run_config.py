@@ -80,6 +80,7 @@ class TrainConfig(Section):
         learning_rate: peak of AdamW's rate, after a linear warm-up.
         vision_rate: factor on the rate for the vision tower.
         text_layers_rate: factor on the rate for the layers of ``vlm.towers.trained_text_layers``.
+        adapters_rate: factor on the rate for the adapters of ``vlm.adapters``.
         weight_decay: of AdamW; not on biases and norms.
         warmup: share of the steps.
         decay: shape of the learning rate after the warm-up.
@@ -114,6 +115,7 @@ class TrainConfig(Section):
     learning_rate: float = Field(default=7e-4, gt=0, le=1)
     vision_rate: float = Field(default=1.0, gt=0, le=100)
     text_layers_rate: float = Field(default=0.03, gt=0, le=100)
+    adapters_rate: float = Field(default=0.1, gt=0, le=100)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -55,10 +55,10 @@ class ScratchConfig(Section):
 
 
 class LoraConfig(Section):
-    """LoRA adapters on a pretrained model; read only if ``vlm.model`` is set.
+    """LoRA adapters on a pretrained model; read only with ``vlm.model``, of a dual encoder with ``vlm.adapters``.
 
     Attributes:
-        rank: 0 trains every weight instead.
+        rank: 0 trains every weight instead, which a dual encoder does not offer.
         alpha: scale of the adapters, α / rank.
         dropout: inside the adapters.
         targets: linear layers that get an adapter, in the language model and in the vision tower.
@@ -123,6 +123,8 @@ class VlmConfig(Section):
         max_text_tokens: most tokens of an item's text.
         licence: of the pretrained model, if it is not stated where it was taken from; it goes into the bundle.
         vector_length: first coordinates to keep of a vector, for ``qwen3-vl-embedding`` and ``embeddinggemma-2``.
+        adapters: train LoRA adapters (``vlm.lora``) in both towers of a dual encoder beside its heads, at the rate of
+            ``train.adapters_rate``.
     """
 
     family: Literal["qwen-vl", "dual-encoder", "towers", "qwen3-vl-embedding", "embeddinggemma-2"] = "qwen-vl"
@@ -136,6 +138,7 @@ class VlmConfig(Section):
     max_text_tokens: int = Field(default=24, ge=1, le=4_096)
     licence: str | None = Field(default=None, min_length=1, max_length=100)
     vector_length: int | None = Field(default=None, ge=8, le=8_192)
+    adapters: bool = False
     scratch: ScratchConfig = ScratchConfig()
     lora: LoraConfig = LoraConfig()
     towers: TowersConfig = TowersConfig()
@@ -154,6 +157,10 @@ class VlmConfig(Section):
             raise ValueError(f'family = "{self.family}" needs model, a directory or hub id')
         if self.towers.trained_text_layers and self.family != "towers":
             raise ValueError(f'towers.trained_text_layers is for family = "towers", got "{self.family}"; set it to 0')
+        if self.adapters and self.family != "dual-encoder":
+            raise ValueError(f'adapters is for family = "dual-encoder", got "{self.family}"; set it to false')
+        if self.adapters and not self.lora.rank:
+            raise ValueError("adapters = true needs a lora.rank of at least 1, got 0; raise it")
         return self
 
     @model_validator(mode="after")

@@ -12,8 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from training.data.event_weights import EVENTS_FILE
 from training.data.stored.data_store import DataStore
+from training.data.stored.object_copies import ObjectCopy
 from training.data.stored.stored_pictures import PictureFile, StoredPictures
-from training.data.stored.table_copies import TableCopy
+from training.data.stored.table_objects import table_objects
 from training.data.tables.mapped_table import data_cache
 from training.errors import DatasetError
 
@@ -38,7 +39,7 @@ class DataPlace:
     name: str
     directory: Path
     pictures: StoredPictures | None = None
-    _copy: TableCopy | None = field(default=None, repr=False)
+    _copy: ObjectCopy | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, data: "AnyPlace") -> "DataPlace":
@@ -68,7 +69,7 @@ class DataPlace:
     @classmethod
     def _stored(cls, store: DataStore) -> "DataPlace":
         root = data_cache() / hashlib.sha256(store.url.encode()).hexdigest()[:12]
-        copy = TableCopy(store, root, TABLES, [EVENTS_FILE])
+        copy = ObjectCopy(store, root, "tables", table_objects(store, TABLES, [EVENTS_FILE]))
         return cls(store.url, copy.directory, StoredPictures(store, root / "pictures", _limit_bytes()), copy)
 
     @property

@@ -5,6 +5,7 @@ RGBA if there is transparency; shrink; compose over white.
 """
 
 import functools
+import math
 import re
 import warnings
 from typing import BinaryIO
@@ -55,7 +56,7 @@ def open_picture(path: PictureFile, pixels: int) -> Image.Image:
         # Given a file name, Pillow memory-maps some formats and gives rotated ones a wrong shape.
         with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
             _check_size(opened)
-            side = max(_LEAST_SIDE, round(4 * pixels**0.5))
+            side = longest_side(pixels)
             picture = _shrunk(_in_colour(_upright(opened, side)), side)
         if picture.mode == "RGB":
             return picture
@@ -67,6 +68,15 @@ def open_picture(path: PictureFile, pixels: int) -> Image.Image:
     except Exception as error:  # decoders raise any error on a damaged file: struct.error, RuntimeError, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PictureError(reason[:_REASON_CHARACTERS]) from error
+
+
+def longest_side(pixels: int) -> int:
+    """The side in pixels to which the longer side of a larger picture is shrunk.
+
+    Args:
+        pixels: most pixels that the caller needs.
+    """
+    return max(_LEAST_SIDE, round(4 * math.sqrt(pixels)))
 
 
 def decoding_has_changed(file: BinaryIO) -> bool:

@@ -53,7 +53,7 @@ class _Known:
         rows = {
             name: {digest: row for row, digest in enumerate(column) if digest is not None}
             for name, column in hashes.items()
-            if name != TEXT or not embedding.trained_layers
+            if name not in embedding.trained
         }
         return cls(rows, found.vectors)
 

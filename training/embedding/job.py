@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from training.embedding.catalogue_encoder import RowEncoder, Vectors, catalogue_
 from training.embedding.content_hashes import PICTURE_HASH, ContentHashes, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
 from training.embedding.plan import EmbeddingPlan, remove_work
+from training.embedding.row_lookup import RowLookup
 from training.embedding.store import (
     EMBEDDINGS_FILE,
     UNREADABLE_FILE,
@@ -86,6 +88,10 @@ class Pending:
         then = self.base.contents.frame.select(ITEM_ID, PICTURE_HASH)
         same = self.contents.frame.join(then, on=[ITEM_ID, PICTURE_HASH])[ITEM_ID]
         return {item_id: self.base.unreadable[item_id] for item_id in same if item_id in self.base.unreadable}
+
+    def lookup(self) -> RowLookup:
+        """Rows of the items to embed."""
+        return RowLookup(self.contents.frame[ITEM_ID], self.wanted)
 
     def wanted_contents(self) -> ContentHashes:
         """Hashes of the items to embed."""
@@ -250,14 +256,15 @@ def _encode(
     embedding = load()
     if differences(embedding.model, pending.model):
         raise EmbeddingsError("the model was replaced while its items were being compared; run the command again")
-    ids = pending.contents.item_ids()
-    places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
+    lookup = pending.lookup()
     encoder = catalogue_encoder(embedding, dataset)
     first = done
     for number in left:
-        rows = np.array([places[item_id] for item_id in work.item_ids(number)], dtype=np.int64)
+        ids = work.item_ids(number)
+        rows = lookup.rows(ids)
         vectors = encode_shard(encoder, rows, work.batch_items, partial(_report_from, progress, done, every))
-        reasons = {ids[row]: encoder.unreadable[row] for row in rows.tolist() if row in encoder.unreadable}
+        unreadable = encoder.unreadable
+        reasons = {ids[at]: unreadable[row] for at, row in enumerate(rows.tolist()) if row in unreadable}
         work.write(number, vectors, reasons)
         done += len(rows)
         if stopped():
@@ -334,9 +341,9 @@ def _assemble(directory: Path, pending: Pending, work: EmbeddingPlan | None, pro
                     block[rows] = base.vectors[name][pending.delta.was[rows]]
             unreadable = {ids[row]: base.unreadable[ids[row]] for row in kept.tolist() if ids[row] in base.unreadable}
         _fill_reused(draft, pending.reuse)
-        places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
-        for shard in () if first is None else (first, *shards):
-            at = [places[item_id] for item_id in shard.item_ids]
+        lookup = pending.lookup()
+        for shard in () if first is None else chain([first], shards):
+            at = lookup.rows(shard.item_ids)
             for name, block in draft.vectors.items():
                 block[at] = shard.vectors[name]
             unreadable |= shard.unreadable

@@ -362,9 +362,10 @@ def _check_description(
 
 
 def _check_ids(ids: Sequence[str], contents: ContentHashes | None) -> None:
-    if len(set(ids)) != len(ids):
+    found = pl.Series(ITEM_ID, ids, dtype=pl.String)
+    if not found.is_unique().all():
         raise EmbeddingsError("item ids of embeddings must be unique; check the catalogue for repeated ids")
-    if contents is not None and contents.item_ids() != list(ids):
+    if contents is not None and not contents.frame[ITEM_ID].equals(found):
         raise EmbeddingsError("the contents are of other items than the vectors; embed the catalogue again")
 
 

@@ -1,10 +1,6 @@
 """Exports the sequence encoder to ONNX and checks that ONNX Runtime and PyTorch agree."""
 
-import contextlib
-import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +14,12 @@ from index.errors import EncoderError
 from index.items.slots import SlotLayout
 from index.machine.disk import translate_disk_errors
 from index.search.encoder import ENCODER_FORMAT, OnnxSequenceEncoder
+from training.backbones.export.onnx_program import remove_debug_metadata, trace
 from training.encoder.model import SequenceEncoder
 from training.errors import ExportError
 
 TOLERANCE = 1e-4
 """Largest difference of any component, relative to the longest query of the check or to 1, whichever is larger."""
-_OPSET = 18
 _BATCHES = (1, 2, 7, 64)
 
 
@@ -150,7 +146,7 @@ def _difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> floa
 
 
 def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
-    """The ONNX graph, batch and length free; the exporter's messages are suppressed."""
+    """The ONNX graph, batch and length free."""
     batch = torch.export.Dim("batch", min=1, max=65_536)
     length = (
         torch.export.Dim("length", min=1, max=encoder.max_history)
@@ -158,34 +154,8 @@ def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
         else torch.export.Dim.STATIC
     )
     example = (torch.zeros(2, min(2, encoder.max_history), encoder.dim), torch.ones(2, dtype=torch.int64))
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                encoder.eval(),
-                example,
-                dynamo=True,
-                opset_version=_OPSET,
-                input_names=["histories", "lengths"],
-                output_names=["queries"],
-                dynamic_shapes={"histories": {0: batch, 1: length}, "lengths": {0: batch}},
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
-    if program is None:
-        raise ExportError("the exporter gave no model")
+    shapes = {"histories": {0: batch, 1: length}, "lengths": {0: batch}}
+    program = trace(encoder, example, inputs=list(shapes), output="queries", dynamic_shapes=shapes)
     model: onnx.ModelProto = program.model_proto
-    _remove_debug_metadata(model)
+    remove_debug_metadata(model)
     return model
-
-
-def _remove_debug_metadata(model: onnx.ModelProto) -> None:
-    """Remove the exporter's debug metadata: it has paths of this machine, which must not be published."""
-    graph = model.graph
-    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for part in (model, graph, *graph.node, *values):
-        del part.metadata_props[:]

@@ -10,6 +10,7 @@ from training.data.sequences import Sequences
 
 _POOLED_BATCHES = 64
 _STEPS_OF_AN_EPOCH = 160
+_FEWEST_STEPS = 64  # of an epoch: with fewer, warm-up and averaging take most of a fit of few histories
 
 
 def rows_of(train: Sequences, events: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -78,17 +79,18 @@ def window_events(
 
 
 def automatic_batch_size(train: Sequences, length: int) -> int:
-    """Windows of a step so that an epoch has about 160 steps, whatever the number of histories.
+    """Windows of a step so that an epoch has about 160 steps, of few histories 64 or what steps of 32 windows give.
 
     Args:
         train: training histories.
         length: longest history L to learn from.
 
     Returns:
-        A power of two between 128 and 1,024.
+        A power of two between 32 and 1,024.
     """
     windows = int((-(-(train.lengths[train.lengths >= 2] - 1) // length)).sum())
-    return int(2 ** np.clip(round(math.log2(max(windows, 1) / _STEPS_OF_AN_EPOCH)), 7, 10))
+    usual, most = (round(math.log2(max(windows, 1) / steps)) for steps in (_STEPS_OF_AN_EPOCH, _FEWEST_STEPS))
+    return int(2 ** min(np.clip(usual, 7, 10), max(most, 5)))
 
 
 def batches(windows: NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

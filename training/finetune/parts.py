@@ -11,6 +11,7 @@ from torch import Tensor
 from index.items.slots import TEXT
 from training.backbones.batches import Collator
 from training.backbones.gradient_cache import Embedder
+from training.backbones.items.adapted_towers import AdaptedTowers, dual_encoder
 from training.backbones.items.feature_batches import FeatureCollator
 from training.backbones.items.heads import ModalityHeads
 from training.backbones.items.last_layers import last_text_layers
@@ -80,19 +81,28 @@ def make_starting_model(dataset: Dataset, config: RunConfig, run_dir: RunDirecto
         run_dir.make(run_dir.start, lambda aside: save_heads(aside, heads, source, blocks))
 
 
-def training_parts(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
+def training_parts(
+    dataset: Dataset,
+    config: RunConfig,
+    run_dir: RunDirectory,
+    *,
+    progress: Progress = lambda _step, _done, _all: None,
+) -> TrainingParts:
     """The parts of a run after :func:`make_starting_model`.
 
     Args:
         dataset: the catalogue.
         config: of the run.
         run_dir: of the run.
+        progress: called while texts pass the frozen layers below trained ones.
 
     Raises:
         BackboneError: the model cannot be loaded.
         EmbeddingsError: the stored vectors cannot be read.
     """
-    return (_heads if config.vlm.encodes_items else _vlm)(dataset, config, run_dir)
+    if config.vlm.encodes_items:
+        return _heads(dataset, config, run_dir, progress)
+    return _vlm(dataset, config, run_dir)
 
 
 def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
@@ -123,8 +133,8 @@ def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Training
     return TrainingParts(embedder, collator, lambda: pictures.unreadable, save, embedder.adapted)
 
 
-def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
-    """Heads on the stored vectors of an encoder, and its last text layers if they are trained."""
+def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress: Progress) -> TrainingParts:
+    """Heads on the stored vectors of an encoder, and its last text layers or adapters if they are trained."""
     features = Embeddings.load(run_dir.features, check=False)
     heads = read_heads(run_dir.start).train()
     blocks = TextBlocks.load(run_dir.start / TEXT_BLOCKS_FILE)
@@ -138,7 +148,19 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Traini
     source, layers = ItemSource.of(config.vlm), config.vlm.towers.trained_text_layers
     if layers:
         with_text = np.flatnonzero(features.vectors[TEXT].any(axis=1)).tolist()
-        heads.text_layers = last_text_layers(source.load(), layers, dataset.texts(), with_text, blocks)
+        heads.text_layers = last_text_layers(
+            source.load(), layers, dataset.texts(), with_text, blocks, progress=progress
+        )
+    if config.vlm.adapters:
+        heads.adapters = AdaptedTowers(
+            dual_encoder(source.load()),
+            config.vlm.lora,
+            texts=dataset.texts(),
+            image_path=dataset.image_path,
+            blocks=blocks,
+            picture_bytes=config.train.picture_memory_mib * _MIB,
+            recompute=config.vlm.activation_checkpointing,
+        )
     return TrainingParts(
         heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)
     )

@@ -22,7 +22,7 @@ from training.backbones.items.source import ItemSource
 from training.backbones.prompts import prompt_hash
 from training.backbones.trained_model import FEATURES_DIRECTORY
 from training.config.renamed_keys import former_key
-from training.config.run_config import LossConfig, RunConfig, TrainConfig
+from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences, Targets
 from training.errors import ConfigError
@@ -35,10 +35,13 @@ _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Keys that change the cost of a run but not its result (up to rounding and to the weights that dropout draws)."""
-_OF_ITEM_ENCODERS = ("family", "vector_length", "towers", "heads")
-_ADDED = ("wpcl_kind", "hardness", "negative_shift", "relation_positive")
-"""Keys of ``[loss]`` that earlier versions did not have; of ``[train]`` the following."""
-_ADDED_TO_TRAIN = ("shard", "text_layers_rate")
+_OF_ITEM_ENCODERS = ("family", "vector_length", "towers", "heads", "adapters")
+_ADDED: Mapping[str, tuple[str, ...]] = {
+    "vlm": ("adapters",),
+    "loss": ("wpcl_kind", "hardness", "negative_shift", "relation_positive"),
+    "train": ("shard", "text_layers_rate", "adapters_rate"),
+}
+"""Keys that earlier versions did not have."""
 _WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
 
 
@@ -74,12 +77,11 @@ def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
     if not config.vlm.encodes_items:  # so that runs of earlier versions keep their fingerprint
         for name in _OF_ITEM_ENCODERS:
             del sections["vlm"][name]
-    for name in _ADDED:  # also so that runs of earlier versions keep theirs
-        if sections["loss"][name] == LossConfig.model_fields[name].default:
-            del sections["loss"][name]
-    for name in _ADDED_TO_TRAIN:
-        if sections["train"][name] == TrainConfig.model_fields[name].default:
-            del sections["train"][name]
+    defaults = RunConfig().model_dump(mode="json")
+    for section, names in _ADDED.items():  # also so that runs of earlier versions keep theirs
+        for name in names:
+            if sections[section].get(name) == defaults[section][name]:
+                del sections[section][name]
     towers = sections["vlm"].get("towers", {})
     if towers.get("trained_text_layers") == 0:
         del towers["trained_text_layers"]

@@ -27,6 +27,10 @@ from training.runs.learning_rate import LearningRateSchedule
 
 TEXT_LAYERS = "text_layers."
 """Start of the names of trained layers of a text encoder."""
+ADAPTERS = "adapters."
+"""Start of the names of adapters in a dual encoder."""
+_VISION_MODEL = ".vision_model."
+"""Part of the names of a dual encoder's image tower."""
 _DROPOUT = 1
 """Seeds modality dropout differently from the order of the pairs."""
 _HOST_IS_FULL = "DefaultCPUAllocator"
@@ -176,7 +180,7 @@ class ContrastiveStep:
         towers = {"language model": 0.0, "vision tower": 0.0}
         for name, weight in self._embedder.named_parameters():
             if weight.grad is not None:
-                towers["vision tower" if VISION in name else "language model"] += (
+                towers["vision tower" if _is_vision(name) else "language model"] += (
                     own_part(weight.grad).float().square().sum().item()
                 )
         if self._options.shard:
@@ -260,12 +264,17 @@ def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
     return ModalityPairs(spread(outputs, sequences), spread(outputs, items), sequences >= 0, items >= 0)
 
 
+def _is_vision(name: str) -> bool:
+    return VISION in name or _VISION_MODEL in name
+
+
 def _weight_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: the vision tower and trained text layers have their own rates, biases and norms no decay."""
+    """AdamW's groups: vision tower, text layers and adapters have their own rates, biases and norms no decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            factor = train.vision_rate if VISION in name else 1.0
+            factor = train.vision_rate if _is_vision(name) else 1.0
+            factor *= train.adapters_rate if name.startswith(ADAPTERS) else 1.0
             rate = train.learning_rate * (train.text_layers_rate if name.startswith(TEXT_LAYERS) else factor)
             groups.setdefault((rate, train.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
     return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in groups.items()]

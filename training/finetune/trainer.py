@@ -86,7 +86,8 @@ def train_vlm(
         newest_event: time of the newest event that decides the weights, seconds since 1970 UTC; None: not recorded.
         resume: continue from the newest checkpoint; without one, start.
         report: called after every step, in the first process alone.
-        embedding: called while a frozen encoder embeds the catalogue before the first step.
+        embedding: called while a frozen encoder embeds the catalogue, or texts pass frozen layers, before the first
+            step.
 
     Returns:
         Directory of the trained model, for ``load_embedder`` or, of trained heads, ``load_heads``.
@@ -116,7 +117,8 @@ def train_vlm(
         processes.wait()
         if not processes.agreed(run_dir.model.is_dir()):
             run_copy = RunCopy(run_dir, processes, must_share=config.train.shard)
-            Trainer(dataset, pairs, validation, run_dir, run_copy, config, accelerator, processes).run(report)
+            trainer = Trainer(dataset, pairs, validation, run_dir, run_copy, config, accelerator, processes)
+            trainer.run(report, embedding)
         processes.leave()
     return run_dir.model
 
@@ -153,34 +155,34 @@ class Trainer:
         self._run_dir, self._run_copy, self._config = run_dir, run_copy, config
         self._accelerator, self._processes = accelerator, processes
 
-    def run(self, report: Report) -> None:
+    def run(self, report: Report, embedding: Progress) -> None:
         """Set up, train to the end, save the model and close the log.
 
         Args:
             report: called after every step, in the first process alone.
+            embedding: called while texts pass the frozen layers below trained ones.
         """
-        self.setup()
+        self.setup(embedding)
         with contextlib.closing(self):
             self.train(report if self._processes.first else lambda _: None)
             self.save_model()
 
-    def setup(self) -> None:
-        """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log."""
+    def setup(self, embedding: Progress) -> None:
+        """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log.
+
+        Args:
+            embedding: called while texts pass the frozen layers below trained ones.
+        """
         config, options = self._config, self._config.train
         torch.manual_seed(options.seed)
-        self._setup_model()
+        self._setup_model(embedding)
         self._step = ContrastiveStep(self._embedder, self._accelerator, self._processes, config.loss, options)
         self._setup_data()
         self._state = TrainerState()
         self._checkpoints = RunCheckpoints(
-            self._run_dir,
-            self._run_copy,
-            self._processes,
-            self._embedder,
-            self._step.optimizer,
-            sharded=options.shard,
-            keep=options.keep_checkpoints,
-        )
+            self._run_dir, self._run_copy, self._processes, self._embedder, self._step.optimizer,
+            sharded=options.shard, keep=options.keep_checkpoints,
+        )  # fmt: skip
         last = self._checkpoints.newest_step()
         if last is not None:
             self._state = TrainerState.from_json(self._checkpoints.restore(last))
@@ -188,18 +190,14 @@ class Trainer:
         self._scheduler = self._schedule.attach(self._step.optimizer, steps_done=self._state.step)
         self._written = time.monotonic()
         self._log = RunLog(
-            self._run_dir.log,
-            self._run_dir.events,
-            self._state.window,
-            self._state.step,
-            writes=self._processes.first,
+            self._run_dir.log, self._run_dir.events, self._state.window, self._state.step, writes=self._processes.first
         )
 
-    def _setup_model(self) -> None:
+    def _setup_model(self, embedding: Progress) -> None:
         """Load the model that every process starts from, and leave a part of it to each if it is sharded."""
         for directory in (self._run_dir.start, self._run_dir.features):
             self._run_copy.update(directory.relative_to(self._run_dir.path))
-        self._parts = training_parts(self._dataset, self._config, self._run_copy.readable)
+        self._parts = training_parts(self._dataset, self._config, self._run_copy.readable, progress=embedding)
         self._embedder, self._collator = self._parts.embedder, self._parts.collator
         check_weights(self._processes, self._embedder)
         if isinstance(self._embedder, VlmEmbedder) and self._config.train.shard:

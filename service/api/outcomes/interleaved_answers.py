@@ -21,7 +21,6 @@ from service.recommend.new_items import is_new, places_for_new
 from service.recommend.query import Query, Recommendations
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.stores.protocols import HistoryReader
 
 _REFUSALS = (RuleBroken, FilterError)  # what a bundle can refuse: it lacks a field, a slot or an item
 
@@ -35,49 +34,35 @@ class InterleavedAnswers:
     about which ranking is better, but the failure is counted for its arm.
 
     Args:
-        recommender: finds items.
-        histories: store of the users' histories.
         bodies: builds the bodies of the responses.
         kept: keeps answers for their outcomes.
     """
 
-    def __init__(
-        self, *, recommender: Recommender, histories: HistoryReader, bodies: ResponseBodies, kept: KeptAnswers
-    ) -> None:
-        self._recommender = recommender
-        self._histories = histories
+    def __init__(self, *, bodies: ResponseBodies, kept: KeptAnswers) -> None:
         self._bodies = bodies
         self._kept = kept
 
-    async def recommend(self, both: InterleavedArms, params: RecommendRequest, trace: Trace) -> Response:
+    async def recommend(
+        self, both: InterleavedArms, params: RecommendRequest, recommender: Recommender, trace: Trace
+    ) -> Response:
         """Answer one request.
+
+        Args:
+            both: the arms.
+            params: the request.
+            recommender: finds items.
+            trace: of the request.
 
         Raises:
             RuleBroken, FilterError: both arms refuse the request; that of the control.
         """
         keeps = self._kept.wanted(params, trace)
         trace.lap("parse")
-        found = await self._rankings(both, params, trace, keeps=keeps)
+        found = await _rankings(both, params, recommender, trace, keeps=keeps)
         complete = [one for one in found if _complete(one)]
         if len(complete) == len(both.arms):
             return self._merged(both, params, complete, trace, keeps=keeps)
         return self._alone(both, params, found, trace, keeps=keeps)
-
-    async def _rankings(
-        self, both: InterleavedArms, params: RecommendRequest, trace: Trace, *, keeps: bool
-    ) -> tuple[_Found, _Found]:
-        """The ranking of each arm, from its beginning to the end of the page."""
-        # Under overload no history is read.
-        owners = () if trace.overloaded else recommend_query(both.arms[0].bundle, params).owners
-        histories = BatchHistories(self._histories, owners, None)
-        recommender = self._recommender.with_histories(histories)
-        try:
-            first, second = await asyncio.gather(
-                *(_ranking(arm, params, recommender, trace, keeps=keeps) for arm in both.arms)
-            )
-        finally:
-            histories.close()
-        return first, second
 
     def _merged(
         self,
@@ -132,6 +117,23 @@ class InterleavedAnswers:
         apart = {arm.label: not _complete(one) for arm, one in zip(both.arms, found, strict=True)}
         self._kept.keep(arm.bundle, params, page, body, trace, wanted=keeps, apart=apart)
         return response
+
+
+async def _rankings(
+    both: InterleavedArms, params: RecommendRequest, recommender: Recommender, trace: Trace, *, keeps: bool
+) -> tuple[_Found, _Found]:
+    """The ranking of each arm, from its beginning to the end of the page."""
+    # Under overload no history is read.
+    owners = () if trace.overloaded else recommend_query(both.arms[0].bundle, params).owners
+    histories = BatchHistories(recommender.histories, owners, None)
+    recommender = recommender.with_histories(histories)
+    try:
+        first, second = await asyncio.gather(
+            *(_ranking(arm, params, recommender, trace, keeps=keeps) for arm in both.arms)
+        )
+    finally:
+        histories.close()
+    return first, second
 
 
 async def _ranking(

@@ -1,8 +1,9 @@
 """Makes a backup of Redis and a registry while the service goes on.
 
 What was acknowledged before the backup began is in it, unless it was erased, expired or cut at its cap since. The keys
-are scanned first. Then users with an event or a merge since the beginning are read again, all keys of a user at one
-moment, and each stream together with how far it is exported. So a user is never between two states.
+are scanned first. Then users with an event since the beginning are read again, all keys of a user at one moment, and
+each stream together with how far it is exported. At last both sides of each merge since the beginning are read again,
+with their streams, until none has come in between. So a user is never between two states.
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import Final
 from index.bundle.integrity import sha256_of, sync_directory, write_durably
 from index.bundle.manifest import FileEntry
 from index.bundle.pointer import POINTER_FILE
-from index.bundle.registry import Registry
+from index.bundle.registries import AnyRegistry
 from index.machine.disk import translate_disk_errors
 from index.machine.locks import directory_lock
 from service.errors import BackupRefused
@@ -32,14 +33,15 @@ from service.export.backup.manifest import (
 )
 from service.export.backup.registry_copy import Report, copy_registry
 from service.stores.backup.redis_backup import RedisBackup, group_of, group_of_owner, shared_groups
-from service.stores.history_keys import BUCKETS
+from service.stores.history_keys import BUCKETS, bucket_of
 
 _MARGIN_MS: Final = 2000  # times of merges are whole seconds
 _CATCH_UP: Final = 256
+_MERGE_ROUNDS: Final = 4
 
 
 async def create_backup(
-    target: Path, redis: RedisBackup | None, registry: Registry | None, report: Report
+    target: Path, redis: RedisBackup | None, registry: AnyRegistry | None, report: Report
 ) -> BackupManifest:
     """Make a backup.
 
@@ -49,13 +51,14 @@ async def create_backup(
     Args:
         target: a new or empty directory.
         redis: None: without Redis.
-        registry: a local one; None: without a registry.
+        registry: None: without a registry.
         report: called with the progress.
 
     Raises:
-        BackupRefused: the target has files, another backup is at work there, a bundle is damaged, or Redis is a node
+        BackupRefused: the target has files, another backup is at work there, a bundle is damaged, or Redis is one node
             of a cluster.
-        BackupInterrupted: Redis does not answer.
+        BackupInterrupted: Redis does not answer, or slots of a cluster are being moved.
+        StoreUnavailable: the object store of the registry does not answer.
         DiskError: a file cannot be written.
     """
     began, files = datetime.now(UTC), dict[str, FileEntry]()
@@ -115,10 +118,6 @@ async def _copy_redis(
             # With the keys that do not exist: they may have existed where another key of the user was met.
             files.add(await redis.dump(list(groups), gone=True))
             report("keys", files.keys, None)
-        merged: set[str] = set()
-        async for names in redis.names("{b*}:merges:*"):
-            merged |= await redis.merged_since(names, began_ms)
-        await _copy_owners(redis, files, merged)
         shared = shared_groups()
         for number, group in enumerate(shared):
             report("streams", number, len(shared))
@@ -126,8 +125,30 @@ async def _copy_redis(
                 await _copy_owners(redis, files, await redis.owners_since(number, began_ms))
             files.add(await redis.dump([group]))
         report("streams", len(shared), len(shared))
+        await _copy_merged(redis, files, began_ms)
     erased = await redis.last_erasure() != erasure
     return RedisPart(server=server, keys=files.keys, erased_meanwhile=erased), files.written
+
+
+async def _copy_merged(redis: RedisBackup, files: KeyFiles, since_ms: int) -> None:
+    """Read users and sessions again that were merged since a time, then those merged meanwhile.
+
+    Both are read after the merge was found, so no event is in neither of them, even if the last round found merges. The
+    user is first: a session that is read after the end of a merge is empty, and its user has the events by then.
+    """
+    known: set[tuple[str, str]] = set()
+    for _ in range(_MERGE_ROUNDS):
+        merged: set[tuple[str, str]] = set()
+        async for names in redis.names("{b*}:merges:*"):
+            merged |= await redis.merged_since(names, since_ms)
+        if not (merged := merged - known):
+            return
+        known |= merged
+        users, sessions = ({pair[side] for pair in merged} for side in range(2))
+        await _copy_owners(redis, files, users)
+        await _copy_owners(redis, files, sessions)
+        shared = shared_groups()
+        files.add(await redis.dump([shared[bucket] for bucket in sorted(set(map(bucket_of, users | sessions)))]))
 
 
 async def _copy_owners(redis: RedisBackup, files: KeyFiles, owners: set[str]) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from index.bundle.pointer import Pointer
 from service.errors import BackupRefused
 from service.export.backup.key_files import existing, read_keys
 from service.export.backup.manifest import REGISTRY_DIRECTORY, BackupManifest
-from service.export.backup.registry_copy import Report, RestoredRegistry, check_bundle
+from service.export.backup.registry_copy import Report, RestoredRegistry, RestoredStoreRegistry, check_bundle
 from service.stores.backup.redis_backup import RedisBackup
 from service.stores.history_keys import BUCKETS
 
@@ -36,7 +35,7 @@ def verify_backup(backup: Path, report: Report) -> BackupManifest:
 async def restore_backup(
     backup: Path,
     redis: RedisBackup | None,
-    registry: RestoredRegistry | None,
+    registry: RestoredRegistry | RestoredStoreRegistry | None,
     report: Report,
     *,
     replace: bool = False,
@@ -54,8 +53,10 @@ async def restore_backup(
         replace: delete all keys of the prefix, and move the pointer of a registry that has one.
 
     Raises:
-        BackupRefused: the backup is damaged or lacks a part, a place is not empty, or Redis is a node of a cluster.
+        BackupRefused: the backup is damaged or lacks a part, a place is not empty, or Redis is one node
+            of a cluster.
         BackupInterrupted: Redis does not answer, or is older than the one of the backup.
+        StoreUnavailable: the object store of the registry does not answer.
         RegistryError: the registry cannot be written.
     """
     if redis is not None:
@@ -65,8 +66,8 @@ async def restore_backup(
         raise BackupRefused(f"{backup}: was made without Redis; restore it with --no-redis")
     if registry is not None and manifest.registry is None:
         raise BackupRefused(f"{backup}: was made without a registry; restore it with --no-registry")
-    if registry is not None and not replace and Pointer.read(registry.pointer).current is not None:
-        raise BackupRefused(f"{registry.root}: this registry has published bundles; {_REPLACE}")
+    if registry is not None and not replace and registry.current() is not None:
+        raise BackupRefused(f"{registry.location}: this registry has published bundles; {_REPLACE}")
     if redis is not None:
         interrupted = await redis.interrupted_restore() == manifest.content
         if not replace and not interrupted and await _has_keys(redis):

@@ -3,17 +3,22 @@
 Keys are copied as Redis itself serialises them (`DUMP`, `RESTORE`), so lists, streams and their last ids stay exact,
 and Redis checks each of them by its checksum. Two kinds of keys are not copied: ``stream_ids`` are made from streams
 again, so that both fit together, and operator state that is being restored expires within a minute.
+
+In a Redis Cluster each node that owns slots is scanned, and all other calls go to the node of their key. A scan is good
+only where the slots stayed where they were: it counts keys of a node, and would miss those that move behind it.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
 from service.errors import BackupInterrupted, BackupRefused
 from service.settings.groups import RedisSettings
-from service.stores.deployment.opening import open_pipeline
+from service.stores.deployment.opening import Pipeline, open_pipeline
+from service.stores.deployment.slot_map import slot_of
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of, stream_key
 from service.stores.protocols import session_owner
 from service.stores.redis_client import UNWATCHED, texts, translated
@@ -22,9 +27,11 @@ from service.stores.redis_pipeline import Script
 _PAGE: Final = 1000
 _TOGETHER: Final = 64  # groups of keys dumped at once, each in a script of its own
 _GLOB: Final = re.compile(r"([*?\[\]\\])")
-_KINDS: Final = ("history", "impressions", "event_ids", "merges")
+_KINDS: Final = ("history", "impressions", "event_ids", "merges", "merging")
 _OF_OWNER: Final = re.compile(rf"(\{{b\d{{3}}\}}):({'|'.join(_KINDS)}):(.*)", re.DOTALL)
 _STREAM_IDS: Final = re.compile(r"\{b\d{3}\}:stream_ids:.*", re.DOTALL)
+_BEFORE_SLOTS: Final = 5  # fields between flags and slots in a line of CLUSTER NODES: master, ping, pong, epoch, link
+_MOVING: Final = "["  # of a slot that is on its way to another node, or from there
 _MARKER: Final = "{restore}:backup"
 _SESSION: Final = "\x1f"
 _OPERATOR_STATE: Final = tuple("{directives}:" + name for name in ("state", "hidden", "shown", "audit"))
@@ -54,9 +61,11 @@ return #entries > 0 and entries[#entries][1] or ''
 """)
 
 
-_CLUSTER: Final = (
-    "redis_url names a Redis Cluster, of which no backup is made: back up its nodes by their own snapshots, and leave "
-    "Redis out here with --no-redis"
+_ONE_NODE: Final = (
+    "redis_url names one node of a Redis Cluster, which has a part of the keys; name the cluster: redis+cluster://"
+)
+_MOVED: Final = (
+    "slots of the cluster were moved, or a replica took over, while its keys were read; start the same command again"
 )
 
 
@@ -86,49 +95,76 @@ class RedisBackup:
     Args:
         redis: URL and key prefix.
         timeout_s: seconds that a reply may take; the stream of a bucket is one reply.
-
-    Raises:
-        BackupRefused: the URL names a Redis Cluster.
     """
 
     def __init__(self, redis: RedisSettings, *, timeout_s: float = 60.0) -> None:
-        if redis.kind == "cluster":
-            raise BackupRefused(_CLUSTER)
         self._pipeline = open_pipeline(redis, timeout_s=timeout_s)
         self._prefix = redis.redis_prefix
+        self._is_cluster = redis.kind == "cluster"
 
     async def server(self) -> str:
-        """Version of the server.
+        """Version of the server; the highest one of the nodes of a cluster.
 
         Raises:
-            BackupRefused: it is a node of a Redis Cluster, which has only some of the buckets.
+            BackupRefused: the URL names one node of a Redis Cluster, which has only some of the buckets.
         """
+        versions = []
         with _translated("hello"):
-            about = await self._pipeline.call("HELLO", kind=list)  # names and values alternate
-        known = dict(zip(about[::2], about[1::2], strict=False))
-        if known.get(b"mode") == b"cluster":
-            raise BackupRefused(_CLUSTER)
-        return str(known.get(b"version", b"unknown").decode())
+            for node in await self._pipeline.nodes():
+                about = await node.call("HELLO", kind=list)  # names and values alternate
+                known = dict(zip(about[::2], about[1::2], strict=False))
+                if known.get(b"mode") == b"cluster" and not self._is_cluster:
+                    raise BackupRefused(_ONE_NODE)
+                versions.append(str(known.get(b"version", b"unknown").decode()))
+        return max(versions, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
 
     async def now_ms(self) -> int:
-        """The clock of Redis in milliseconds since 1970."""
+        """The clock of Redis in milliseconds since 1970; the slowest one of the nodes of a cluster."""
         with _translated("time"):
-            seconds, microseconds = await self._pipeline.call("TIME", kind=list)
-        return int(seconds) * 1000 + int(microseconds) // 1000
+            times = [await node.call("TIME", kind=list) for node in await self._pipeline.nodes()]
+        return min(int(seconds) * 1000 + int(microseconds) // 1000 for seconds, microseconds in times)
 
     async def names(self, pattern: str = "*") -> AsyncIterator[list[str]]:
         """Pages of names without the prefix that match; a name may come twice, or be gone.
 
         A key that exists from the beginning to the end is among them. Names that are not UTF-8 are not ours.
+
+        Raises:
+            BackupInterrupted: slots of a cluster were moved meanwhile.
         """
+        before = await self._slots()
+        if any(slot.startswith(_MOVING) for slots in before.values() for slot in slots):
+            raise BackupInterrupted(_MOVED)
+        with _translated("scan"):
+            nodes = await self._pipeline.nodes()
+        for node in nodes:
+            async for found in self._scan(node, pattern):
+                yield found
+        if await self._slots() != before:
+            raise BackupInterrupted(_MOVED)
+
+    async def _scan(self, node: Pipeline, pattern: str) -> AsyncIterator[list[str]]:
         cursor, escaped = b"0", _GLOB.sub(r"\\\1", self._prefix)
         while True:
             with _translated("scan"):
                 command = ("SCAN", cursor, "MATCH", f"{escaped}:{pattern}", "COUNT", _PAGE)
-                cursor, found = await self._pipeline.call(*command, kind=list)
+                cursor, found = await node.call(*command, kind=list)
             yield [name.removeprefix(f"{self._prefix}:") for name in _utf8(found)]
             if cursor == b"0":
                 return
+
+    async def _slots(self) -> Mapping[str, Sequence[str]]:
+        """The slots of each node of a cluster by its id, as it says itself; nothing for one Redis."""
+        if not self._is_cluster:
+            return {}
+        found: dict[str, Sequence[str]] = {}
+        with _translated("nodes"):
+            for node in await self._pipeline.nodes():
+                for line in texts([await node.call("CLUSTER", "NODES", kind=bytes)])[0].splitlines():
+                    name, _, flags, *more = line.split()
+                    if "myself" in flags.split(","):
+                        found[name] = more[_BEFORE_SLOTS:]
+        return found
 
     async def dump(self, groups: Sequence[KeyGroup], *, gone: bool = False) -> list[StoredKey]:
         """The keys of groups.
@@ -165,22 +201,22 @@ class RedisBackup:
                 return owners
             start = f"({entries[-1][0].decode()}"
 
-    async def merged_since(self, names: Iterable[str], since_ms: int) -> set[str]:
-        """Users and sessions that were merged since then.
+    async def merged_since(self, names: Iterable[str], since_ms: int) -> set[tuple[str, str]]:
+        """Users with the owners of the sessions that were merged into them since then.
 
         Args:
             names: of records of merges, without the prefix.
             since_ms: milliseconds since 1970.
         """
         users = [match[3] for name in names if (match := _OF_OWNER.fullmatch(name)) and match[3][:1] != _SESSION]
-        found: set[str] = set()
+        found: set[tuple[str, str]] = set()
         for at in range(0, len(users), _TOGETHER):
             part = users[at : at + _TOGETHER]
             with _translated("merges"):
                 keys = [keys_of(self._prefix, user).merges for user in part]
                 calls = [self._pipeline.call("ZRANGEBYSCORE", key, since_ms // 1000, "+inf", kind=list) for key in keys]
                 for user, sessions in zip(part, await asyncio.gather(*calls), strict=True):
-                    found |= {user, *map(session_owner, texts(sessions))} if sessions else set()
+                    found |= {(user, session_owner(session)) for session in texts(sessions)}
         return found
 
     async def last_erasure(self) -> str:
@@ -227,10 +263,14 @@ class RedisBackup:
 
     async def delete_all(self, names: Iterable[str]) -> None:
         """Delete keys but the record of :meth:`begin_restore`."""
-        keys = [self._key(name) for name in names if name != _MARKER]
-        if keys:
+        by_slot: dict[int, list[str]] = defaultdict(list)
+        for key in (self._key(name) for name in names if name != _MARKER):
+            by_slot[slot_of(key)].append(key)
+        commands = [("UNLINK", *keys) for keys in by_slot.values()]
+        for at in range(0, len(commands), _TOGETHER):
             with _translated("unlink"):
-                await self._pipeline.call("UNLINK", *keys, kind=int)
+                part = commands[at : at + _TOGETHER]
+                await asyncio.gather(*[self._pipeline.call(*command, kind=int) for command in part])
 
     async def close(self) -> None:
         """Close the connection."""

@@ -84,6 +84,14 @@ class ClusterPipeline:
         """Run a script on the node of its keys; see `RedisPipeline.run`."""
         return await self._routed(keys[0], lambda pipeline: pipeline.run(script, keys, arguments, kind))
 
+    async def nodes(self) -> Sequence[RedisPipeline]:
+        """A pipeline to every node that owns slots, for commands without a key.
+
+        Raises:
+            RedisUnavailable: no node answers, or a slot has no owner.
+        """
+        return [self._pipeline(address, asking=False) for address in await self._topology.masters()]
+
     async def probe(self, key: str) -> None:
         """Read from every node that owns slots.
 

@@ -41,6 +41,9 @@ CLAIM: Final = Script(
 local call = redis.call
 local user = call('HGET', KEYS[6], 'user')
 local claim = call('HGET', KEYS[6], 'moving')
+if user == ARGV[1] then
+    call('EXPIRE', KEYS[6], ARGV[3])
+end
 if user and (user ~= ARGV[1] or not claim) then
     return {user, '', {}, {}, {}, 0}
 end

@@ -30,6 +30,10 @@ class Pipeline(Protocol):
         """Read a list, to see whether Redis answers; in a cluster every node that owns slots is asked."""
         ...
 
+    async def nodes(self) -> Sequence["Pipeline"]:
+        """Pipelines to all servers that have keys: to itself, or to every node of a cluster that owns slots."""
+        ...
+
     async def close(self) -> None:
         """Fail the waiting calls and close the connections."""
         ...

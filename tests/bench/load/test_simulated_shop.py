@@ -3,24 +3,49 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.load.repeated_experiments import SimulatedTraffic
+from bench.load.repeated_experiments import ARMS, SimulatedTraffic
 from bench.load.repeated_interleaving import RankedShop, sample_sizes
 from bench.load.shop_visitors import winner_of
+from service.experiments.report import GROUPS, MEASURES
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_simulated_traffic_has_its_stated_rates_and_lift() -> None:
     traffic = SimulatedTraffic(users=20_000, hours=24, base_rate=0.1, answers_an_hour=0.5, lift=0.5)
-    answers, clicks = (sums[:, -1].sum(axis=1) for sums in traffic.counts(np.random.default_rng(1)))
-    assert answers.sum() == pytest.approx(20_000 * 24 * 0.5, rel=0.05)
-    assert clicks / answers == pytest.approx([0.1, 0.15], rel=0.08)
-    assert traffic.counts(np.random.default_rng(2))[0].shape == (2, 24, 256)
+    hours = list(traffic.counts(np.random.default_rng(1)))
+    assert len(hours) == 24
+    sums = {arm: {measure: float(by_group.sum()) for measure, by_group in hours[-1][arm].items()} for arm in ARMS}
+    both = {measure: sum(sums[arm][measure] for arm in ARMS) for measure in MEASURES}
+    assert both["answers"] == pytest.approx(20_000 * 24 * 0.5, rel=0.05)
+    assert [sums[arm]["clicks"] / sums[arm]["answers"] for arm in ARMS] == pytest.approx([0.1, 0.15], rel=0.08)
+    assert both["latency_us"] / both["answers"] == pytest.approx(12_000, rel=0.01)
+    some_came = 1.0 - (1.0 + 24 * 2 * 0.5) ** -0.5  # of the Gamma distribution, whose shape is a half
+    assert both["users"] == pytest.approx(20_000 * some_came, rel=0.02)  # each once, however often they come
+    assert 0.0015 < both["degraded"] / both["answers"] < 0.0025
+
+
+@pytest.mark.parametrize(("more", "verdict"), [({}, 0), ({"latency_us": 1e9}, -1), ({"degraded": 500.0}, -1)])
+def test_what_is_repeated_is_the_verdict_of_the_report_with_its_guard_rails(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, float], verdict: int
+) -> None:
+    simulated = SimulatedTraffic.counts
+
+    def broken(traffic: SimulatedTraffic, rng: np.random.Generator) -> Iterator[Any]:
+        for counted in simulated(traffic, rng):
+            for measure, added in more.items():
+                counted["second"][measure] = counted["second"][measure] + added / GROUPS
+            yield counted
+
+    monkeypatch.setattr(SimulatedTraffic, "counts", broken)
+    assert SimulatedTraffic(hours=6, users=1000, answers_an_hour=0.5).found(1) == verdict
 
 
 def test_the_better_of_two_rankings_brings_more_and_is_found_sooner_if_interleaved() -> None:

@@ -27,11 +27,16 @@ def test_items_are_viewed_as_often_as_their_category_says(tmp_path: Path) -> Non
     assert not followed.any(), "an item that was viewed is no negative of its own view"
 
 
-def test_a_row_for_each_softmax_and_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_for_each_softmax_and_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     small = ["--users", "60", "--items", "150", "--epochs", "1", "--seeds", "1", "--negatives", "0", "2"]
-    monkeypatch.setattr(sys, "argv", ["impressions", *small])
+    monkeypatch.setattr(sys, "argv", ["impressions", *small, "--out", str(tmp_path / "out.json")])
     assert bench.main() == 0
-    _, *rows = capsys.readouterr().out.splitlines()
+    _, *rows = printed = capsys.readouterr().out.splitlines()
     assert [row.partition(":")[0] for row in rows] == [
         f"{kind} softmax, {count} impressions" for kind in ("full", "sampled") for count in (0, 2)
     ]
+    monkeypatch.setattr(bench, "fit", None)  # every fit is in the file
+    assert bench.main() == 0
+    assert capsys.readouterr().out.splitlines() == printed

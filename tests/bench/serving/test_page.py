@@ -202,9 +202,70 @@ def test_the_page_says_what_the_load_generator_used(tmp_path: Path) -> None:
 
 
 def test_one_round_that_does_not_recover_is_enough() -> None:
-    read = run(**{"overload/*/2x": {"recovered_s": [1, None, 2]}, "overload/*/5x": {"recovered_s": [1, 5, 2]}})
-    assert verdict(read, "within 5 s of 2 ×") == ("1 s, not within 6 s, 2 s", False)
-    assert verdict(read, "within 5 s of 5 ×") == ("1 s, 5 s, 2 s", True)
+    figures = {"2x": [1, None, 2, 1, 1], "5x": [1, 5, 2, 1, 1]}
+    read = run(rounds=5, **{f"overload/*/{name}": {"recovered_s": seconds} for name, seconds in figures.items()})
+    assert verdict(read, "within 5 s of 2 ×") == ("1 s, not within 6 s, 2 s, 1 s, 1 s", False)
+    assert verdict(read, "within 5 s of 5 ×") == ("1 s, 5 s, 2 s, 1 s, 1 s", True)
+
+
+def test_it_recovers_in_every_round_only_if_every_round_was_measured() -> None:
+    read = run(rounds=3, **{"overload/*/2x": {"recovered_s": [1, 5, 2]}, "overload/*/5x": {"recovered_s": [1, 6, 2]}})
+    assert verdict(read, "within 5 s of 2 ×") == ("1 s, 5 s, 2 s; 3 of 5 rounds", None)
+    assert verdict(read, "within 5 s of 5 ×") == ("1 s, 6 s, 2 s; 3 of 5 rounds", False)
+    read = run(rounds=5, **{"overload/*/2x": {"recovered_s": 1}})
+    read.measurements["overload/4/2x"] = {"failed": "the load could not be made"} | ABOUT
+    assert verdict(read, "within 5 s of 2 ×") == ("1 s, 1 s, 1 s, failed, 1 s", False)
+
+
+def test_a_target_with_fewer_rounds_than_planned_says_so(tmp_path: Path) -> None:
+    echo = {"contenders/*/echo/closed": {"good": 9000.0}}
+    figures = {"contenders/*/vlm2rec/closed": {"good": 2100.0}, "contenders/*/MOSEC/closed": {"good": 2000.0}}
+    read = run(**echo, **figures)
+    read.measurements["contenders/2/MOSEC/closed"] = {"failed": "no answer"} | ABOUT
+    assert verdict(read, "0.9 × MOSEC") == ("1.05 ×; 2 of 3 rounds", True)
+    assert verdict(read, "2,000 req/s") == ("2,100 req/s", True)
+    assert "| 1.05 ×; 2 of 3 rounds | yes |" in page(read, tmp_path, [])
+    two = run(rounds=2, **echo, **{"contenders/*/vlm2rec/open 500": {"p90_ms": 6.0, "p99_ms": 9.0}})
+    assert verdict(two, "at 500 req/s: p90 < 7 ms and p99") == ("6.0 and 9.0 ms; 2 of 3 rounds", True)
+
+
+def test_figures_of_several_rounds_show_their_spread(tmp_path: Path) -> None:
+    memory = {"once": [100 * MIB, 120 * MIB, 110 * MIB]}
+    of_overload = {
+        "offered": [2000.0, 2200.0, 2100.0],
+        "late": [0.0, 4.0, 2.0],
+        "p50_ms": [70.0, 90.0, 80.0],
+        "p99_ms": 900.0,
+        "refusal_client_p99_ms": [7.0, 8.0, 9.0],
+        "client_cpu": [0.2, 0.4, 0.3],
+    }
+    figures = {
+        "contenders/*/vlm2rec/closed": {"good": 1.0, "client_cpu": [0.1, 0.2, 0.15]},
+        "contenders/*/vlm2rec/memory": memory,
+        "sizes/*/10000/memory": memory,
+        "overload/*/2x": of_overload,
+    }
+    text = page(run(**figures), tmp_path, [])
+    assert text.count("| 110 (100–120) MiB |") == 2
+    assert "| 0.15 (0.10–0.20) |" in text
+    assert "| 2,100 (2,000–2,200) | – | 2 (0–4) | – | – | 80 (70–90) / 900 ms |" in text
+    assert "| – / – / 8.00 (7.00–9.00) ms | 0.30 (0.20–0.40) |" in text
+
+
+@pytest.mark.parametrize("neighbours", [0, 20])
+def test_the_introduction_says_which_encoder_and_lists_the_bundles_have(tmp_path: Path, neighbours: int) -> None:
+    read = run(**{"contenders/*/echo/closed": {"good": 6000.0}})
+    read.settings["neighbours"] = neighbours
+    introduction = " ".join(page(read, tmp_path, []).partition("**This run:**")[0].split())
+    assert ("no item-to-item lists" in introduction) == (neighbours == 0)
+    assert ("has 20 neighbours in each of three item-to-item lists" in introduction) == (neighbours == 20)
+    assert "(experiments/lists.md" in introduction
+    assert "`fit-encoder` makes them by default: 50 neighbours, 20 above 250,000 items" in introduction
+    assert "the default size of `fit-encoder`, 2 layers of 64" in introduction
+    read.measurements["bundle/100000"] = {"encoder": "3 x 32"} | ABOUT
+    introduction = " ".join(page(read, tmp_path, []).partition("**This run:**")[0].split())
+    assert "The encoder has 3 layers of 32 and random weights" in introduction
+    assert "the default size" not in introduction
 
 
 def test_the_page_shows_a_peer_that_could_not_serve_with_its_reason(tmp_path: Path) -> None:
@@ -262,11 +323,12 @@ def test_the_time_to_refuse_of_earlier_runs_is_said_to_be_wrong(tmp_path: Path) 
     assert again in text
     assert "not measured again yet**: `make bench-serving" in text
     assert "0.01 ms |" not in text
-    refusals = {"refusal_server_p99_ms": 4.0, "refusal_written_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}
-    measured = run(**{"overload/*/2x": refusals, "overload/*/echo": {"good": 9000.0}})
+    written = [4.0, 6.0, 4.5, 4.5, 4.5]
+    refusals = {"refusal_server_p99_ms": 4.0, "refusal_written_p99_ms": written, "refusal_client_p99_ms": 80.0}
+    measured = run(rounds=5, **{"overload/*/2x": refusals, "overload/*/echo": {"good": 9000.0}})
     assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 (4.00–6.00) ms", True)
     text = page(measured, tmp_path, [])
-    assert "| 4.00 / 4.50 / 80.00 ms |" in text
+    assert "| 4.00 / 4.50 (4.00–6.00) / 80.00 ms |" in text
     assert "Earlier versions of this page said" in text
     assert "not measured again yet" not in text
 
@@ -316,7 +378,7 @@ def test_a_peer_that_is_measured_again_later_leaves_our_rate_and_has_no_ratio() 
     read = run(**{f"contenders/*/{name}/closed": {"good": rate} for name, rate in figures.items()})
     read.measurements["contenders/3/MOSEC/closed"] |= {"at": "2026-11-24T15:00:00Z", "good": 9000.0}
     assert verdict(read, "2,000 req/s") == ("2,400 req/s", True)
-    assert verdict(read, "0.9 × MOSEC") == ("1.20 ×", True)
+    assert verdict(read, "0.9 × MOSEC") == ("1.20 ×; 2 of 3 rounds", True)
 
 
 @pytest.mark.parametrize("counts", [(1, 2), (1, 2, 8), (2, 4), ()])

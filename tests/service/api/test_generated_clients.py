@@ -121,23 +121,25 @@ assert problem.status == 404, problem
 """
 
 
-def python_with(package: str, directory: Path) -> Path:
-    """A Python of its own with a package."""
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a Python of its own with the generators that are Python packages."""
+    directory = tmp_path_factory.mktemp("generators")
     subprocess.run([sys.executable, "-m", "venv", directory], check=True, timeout=120)
-    command = [directory / "bin/python", "-m", "pip", "install", "--quiet", f"{package}=={GENERATORS[package]}"]
+    packages = [f"{name}=={version}" for name, version in GENERATORS.items() if name != "openapi-typescript"]
+    command = [directory / "bin/python", "-m", "pip", "install", "--quiet", *packages]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if ran.returncode:
-        pytest.skip(f"{package} cannot be installed here: {ran.stderr.strip()[-200:]}")
+        pytest.skip(f"{', '.join(packages)} cannot be installed here: {ran.stderr.strip()[-200:]}")
     return directory / "bin"
 
 
 @pytest.fixture
-def document(start: Callable[..., Service], small_registry: Path, tmp_path: Path) -> tuple[Service, Path]:
-    """A running service and the file with its document."""
-    service = start("--registry", str(small_registry), "--embedded-redis")
+def document(client: TestClient, tmp_path: Path) -> Path:
+    """The file with the document of the service."""
     path = tmp_path / "openapi.json"
-    path.write_text(json.dumps(service.call("GET", "/openapi.json")[1]))
-    return service, path
+    path.write_text(client.get("/openapi.json").text)
+    return path
 
 
 def run(*command: str | Path, **settings: Any) -> str:
@@ -147,10 +149,12 @@ def run(*command: str | Path, **settings: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_python_client_is_whole_and_calls_the_service(document: tuple[Service, Path], tmp_path: Path) -> None:
-    service, path = document
-    programs = python_with("openapi-python-client", tmp_path / "venv")
-    out = tmp_path / "client"
+def test_a_python_client_is_whole_and_calls_the_service(
+    start: Callable[..., Service], small_registry: Path, programs: Path, tmp_path: Path
+) -> None:
+    service = start("--registry", str(small_registry), "--embedded-redis")
+    path, out = tmp_path / "openapi.json", tmp_path / "client"
+    path.write_text(json.dumps(service.call("GET", "/openapi.json")[1]))
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     printed = run(programs / "openapi-python-client", "generate", "--path", path, "--output-path", out, env=environment)
     left_out = [line for line in printed.splitlines() if line.startswith("WARNING")]
@@ -159,18 +163,18 @@ def test_a_python_client_is_whole_and_calls_the_service(document: tuple[Service,
 
 
 @pytest.mark.slow
-def test_the_document_takes_the_bodies_that_the_service_takes(document: tuple[Service, Path], tmp_path: Path) -> None:
-    programs, cases = python_with("jsonschema", tmp_path / "venv"), tmp_path / "cases.json"
+def test_the_document_takes_the_bodies_that_the_service_takes(document: Path, programs: Path, tmp_path: Path) -> None:
+    cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([[model, body] for model, body, _ in BODIES]))
-    printed = run(programs / "python", "-c", VALIDATE, document[1], cases)
+    printed = run(programs / "python", "-c", VALIDATE, document, cases)
     assert [json.loads(line) for line in printed.splitlines()] == [holds for _, _, holds in BODIES]
 
 
 @pytest.mark.slow
-def test_models_of_pydantic_are_made(document: tuple[Service, Path], tmp_path: Path) -> None:
-    programs, models = python_with("datamodel-code-generator", tmp_path / "venv"), tmp_path / "models.py"
+def test_models_of_pydantic_are_made(document: Path, programs: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models.py"
     options = ["--input-file-type", "openapi", "--output-model-type", "pydantic_v2.BaseModel"]
-    run(programs / "datamodel-codegen", "--input", document[1], *options, "--output", models)
+    run(programs / "datamodel-codegen", "--input", document, *options, "--output", models)
     check = """
 from models import BatchRequest, RecommendRequest, SimilarRequest
 request = RecommendRequest.model_validate({"items": ["i1", {"item_id": "i2"}], "k": 3, "filter": {"must": []}})
@@ -182,7 +186,7 @@ assert SimilarRequest(item_id="i1").diversity == 0
 
 
 @pytest.mark.slow
-def test_types_for_typescript_are_made(document: tuple[Service, Path], tmp_path: Path) -> None:
+def test_types_for_typescript_are_made(document: Path, tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     packages = [f"openapi-typescript@{GENERATORS['openapi-typescript']}", "typescript@5"]
@@ -192,7 +196,7 @@ def test_types_for_typescript_are_made(document: tuple[Service, Path], tmp_path:
         pytest.skip(f"openapi-typescript cannot be installed here: {ran.stderr.strip()[-200:]}")
     programs = tmp_path / "node_modules/.bin"
     # By default it takes a property with a default for one that must be sent.
-    run(programs / "openapi-typescript", document[1], "--default-non-nullable=false", "-o", tmp_path / "api.ts")
+    run(programs / "openapi-typescript", document, "--default-non-nullable=false", "-o", tmp_path / "api.ts")
     (tmp_path / "use.ts").write_text(
         """
 import type { components, operations } from "./api";

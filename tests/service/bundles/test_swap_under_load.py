@@ -20,6 +20,7 @@ from bench.load.swap import (
     point_to,
     prepare_swaps,
     store_histories,
+    swap_seconds,
 )
 from tests.support.shops import eventually
 
@@ -88,7 +89,16 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypa
     assert figures["refusals"] == 2
     assert figures["bundles_in_memory"] == 2
     assert figures["bundles_answering"] == 4  # the first one and three that took over
-    assert [swap["seconds_to_first_answer"] is None for swap in figures["swaps"]] == [False, False, True, True, False]
+    for name in ("seconds_to_first_answer", "seconds_until_all"):
+        assert [swap[name] is None for swap in figures["swaps"]] == [False, False, True, True, False]
+
+
+def test_a_swap_lasts_until_no_answer_is_of_another_bundle() -> None:
+    bodies = {1.0: "old", 1.5: "new", 2.0: "old", 2.5: "new"}
+    answers = [Answered(0, due, 0.25, 200, f'{{"bundle":"{name}"}}'.encode()) for due, name in bodies.items()]
+    assert swap_seconds(answers, "new", 0.5) == {"seconds_to_first_answer": 1.25, "seconds_until_all": 1.75}
+    assert swap_seconds(answers[1:2], "new", 0.5) == {"seconds_to_first_answer": 1.25, "seconds_until_all": 0.0}
+    assert swap_seconds(answers[:1], "new", 0.5) == {"seconds_to_first_answer": None, "seconds_until_all": None}
 
 
 def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path) -> None:

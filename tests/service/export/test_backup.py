@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import redis as redis_py
-from starlette.testclient import TestClient
 
 from cli.app import app
 from demo.embedded_redis import EmbeddedRedis
@@ -21,7 +20,7 @@ from service.export.backup.restore import verify_backup
 from service.stores.backup.redis_backup import RedisBackup, StoredKey
 from service.stores.protocols import Event, session_owner
 from tests.support.shops import AS_ADMIN, OpenClient, Shop, eventually, serving
-from tests.support.stores.backups import assert_same, make, put_back, silent, stored
+from tests.support.stores.backups import assert_same, fill, make, put_back, seen, silent, stored
 from tests.support.stores.exports import Shop as Events
 from tests.support.stores.exports import some_events
 from tests.support.stores.real_redis import connection
@@ -45,30 +44,6 @@ def shop(tmp_path: Path, day_bundles: list[Path]) -> Shop:
 @pytest.fixture
 def events(redis_url: str, tmp_path: Path) -> Events:
     return Events(redis_url, tmp_path / "export")
-
-
-def fill(client: TestClient) -> None:
-    """Histories over their cap, impressions, a session that was merged and one that was not, pin, hidden items."""
-    bulk = [{"user_id": f"u{n % 9}", "item_id": f"i{n % 50}", "event_id": f"e{n}"} for n in range(90)]
-    bulk += [{"user_id": "u1", "item_id": f"i{n}", "type": "impression"} for n in range(5)]
-    bulk += [{"session_id": f"s{n % 2}", "item_id": f"i{n}", "type": "cart"} for n in range(4)]
-    assert client.post("/events", json={"events": bulk}).status_code == 200
-    assert client.post("/users/u2/merge", json={"session_id": "s1"}).json()["moved"] == 2
-    assert client.put("/items/i7/availability", json={"available": False}, headers=AS_ADMIN).status_code == 204
-    arms = {"arms": [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5, "defaults": {"diversity": 0.9}}]}
-    assert client.put("/experiments/two", json=arms, headers=AS_ADMIN).status_code == 200
-    assert client.delete("/users/u3").status_code == 204
-
-
-def seen(client: TestClient) -> dict[str, Any]:
-    histories = {user: client.get(f"/users/{user}/history").json()["items"] for user in ("u1", "u2", "u3")}
-    answer = client.post("/recommend", json={"session_id": "s0", "k": 10}).json()
-    return histories | {
-        "session": [item["item_id"] for item in answer["items"]],
-        "bundle": serving(client),
-        "pin": client.get("/bundle").json()["swap"]["pin"],
-        "experiment": client.get("/experiments/two", headers=AS_ADMIN).json(),
-    }
 
 
 def test_a_service_goes_on_from_a_restored_backup(

@@ -1,53 +1,22 @@
-"""Where a backup is made from and restored to: behind Sentinels; neither of a cluster nor of an object store."""
+"""Where a backup is made from and restored to: behind Sentinels; not one node of a cluster."""
 
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from service.errors import BackupRefused
 from tests.support.stores.backups import assert_same, make, put_back, stored
 from tests.support.stores.exports import Shop, some_events
 from tests.support.stores.redis_clusters import redis_cluster, redis_sentinels
 
 
-def backup(*words: object) -> Result:
-    return CliRunner().invoke(app, ["backup", *map(str, words)])
-
-
-def refused(done: Result) -> str:
-    assert isinstance(done.exception, BackupRefused), done.exception
-    return str(done.exception)
-
-
-@pytest.mark.parametrize("registry", ["s3://shop/bundles", "S3://shop/bundles"])
-def test_a_registry_in_an_object_store_is_refused_before_redis_is_asked(registry: str, tmp_path: Path) -> None:
-    nowhere = ("--redis", f"unix://{tmp_path}/none.sock", "--registry", registry)
-    for words in (("create", "--to", tmp_path / "backup"), ("restore", "--from", tmp_path / "backup")):
-        message = refused(backup(*words, *nowhere))
-        assert message.startswith("the registry lies in an object store")
-        assert "--no-registry" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster"])
-def test_a_cluster_is_refused_before_anything_is_read(scheme: str, tmp_path: Path) -> None:
-    nowhere = ("--redis", f"{scheme}://127.0.0.1:1,127.0.0.1:2", "--no-registry")
-    for words in (("create", "--to", tmp_path / "backup"), ("restore", "--from", tmp_path / "backup")):
-        message = refused(backup(*words, *nowhere))
-        assert message.startswith("redis_url names a Redis Cluster")
-        assert "--no-redis" in message
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.slow
 def test_a_node_of_a_cluster_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with redis_cluster(tmp_path / "nodes", masters=1) as cluster:
         url = cluster.url.replace("redis+cluster", "redis").split(",")[0]
-        with pytest.raises(BackupRefused, match="Redis Cluster"):
+        with pytest.raises(BackupRefused, match=r"one node of a Redis Cluster.*redis\+cluster://"):
             make(tmp_path / "backup", url, "vlm2rec")
-        with pytest.raises(BackupRefused, match="Redis Cluster"):
+        with pytest.raises(BackupRefused, match=r"one node of a Redis Cluster.*redis\+cluster://"):
             put_back(tmp_path / "no backup", url, "vlm2rec")
     assert [path.name for path in tmp_path.iterdir()] == ["nodes"]
 

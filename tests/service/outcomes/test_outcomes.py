@@ -205,6 +205,22 @@ def test_an_event_that_follows_an_answer_at_once_finds_it() -> None:
     assert dict(seen.results) == {("answer", "kept"): 500, ("event", "attributed"): 500}
 
 
+def test_an_event_just_before_an_answer_is_no_outcome_of_it() -> None:
+    """All within one second, as fast clients do: the times of events and answers do not tell them apart."""
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for user in ("anna", session_owner("s1")):
+            session_id = "s1" if user != "anna" else None
+            outcomes.happened([event("a", user=user, session_id=session_id)])
+            outcomes.answered(sent(user, f"r-{user}"))
+            outcomes.happened([event("b", user=user, session_id=session_id)])
+        outcomes.happened([event("c", user="bob", session_id="s2")])  # has logged in; the session is asked for still
+        outcomes.answered(sent(session_owner("s2"), "r3"))
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 3, ("event", "unattributed"): 3, ("event", "attributed"): 2}
+
+
 def test_an_answer_without_a_user_belongs_to_whom_names_it() -> None:
     async def check(outcomes: Outcomes, *_: Any) -> None:
         outcomes.answered(sent(None, "r1"))

@@ -136,6 +136,7 @@ def test_a_full_redis_refuses_events_but_answers(open_client: Any, redis: Embedd
         admin.config_set("maxmemory-policy", "noeviction")
         admin.config_set("maxmemory", 1)
         check_reads_go_on(client)
+        assert client.post("/events", json={"session_id": "s", "item_id": "i2"}).status_code == 503
         admin.config_set("maxmemory", 0)
         # No breaker is open: the first event is stored.
         event = {"user_id": "u", "item_id": "i4", "event_id": "refused"}

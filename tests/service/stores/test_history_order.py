@@ -160,6 +160,19 @@ def test_late_events_of_a_merged_session_are_the_users(open_store: OpenStore) ->
     asyncio.run(check())
 
 
+def test_a_merged_session_names_its_user_until_the_user_is_erased(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            await store.append([event("a", 9, SESSION), event("b", 9, "s")])
+            assert await store.merged_into("s") is None
+            await store.merge("s", "ann/ä")
+            assert (await store.merged_into("s"), await store.merged_into("t")) == ("ann/ä", None)
+            await store.erase("ann/ä")
+            assert await store.merged_into("s") is None
+
+    asyncio.run(check())
+
+
 def test_the_caller_says_how_an_event_of_a_merged_session_is_the_users(open_store: OpenStore) -> None:
     def of_user(event: Event, user_id: str) -> Event:
         return replace(event, user_id=user_id, arm=f"prices/of-{user_id}")

@@ -27,7 +27,7 @@ pytestmark = [
 
 def test_no_answer_mixes_two_bundles_while_the_workers_swap(day_bundles: list[Path], tmp_path: Path) -> None:
     setup = prepare_swaps(tmp_path, day_bundles[:3], histories=32)
-    server = Server(setup.registry, tmp_path, VLM2REC_POLL_MS="50", VLM2REC_WORKERS="2")
+    server = Server(setup.registry, tmp_path, VLM2REC_POLL_MS="50", workers=2)
     try:
         store_histories(server, setup)
         with asking(server, setup) as answers:

@@ -110,6 +110,11 @@ class MemoryHistories:
         self._forget_if_expired(owner)
         return list(self._impressions.get(owner, ()))
 
+    async def merged_into(self, session_id: str) -> str | None:
+        """The user of a session; see `HistoryReader.merged_into`."""
+        self._check_available()
+        return self._merges.get(session_owner(session_id))
+
     async def merge(self, session_id: str, user_id: str) -> int:
         """Merge a session into a user; see `HistoryStore.merge`."""
         self._check_available()

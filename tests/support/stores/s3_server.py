@@ -43,12 +43,7 @@ class S3Server:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
-            "AWS_REGION": "us-east-1",
-        }
+        return environment_of(self.url)
 
     @contextmanager
     def faulty(self, fault: Fault) -> Iterator[None]:
@@ -64,6 +59,16 @@ class S3Server:
     def close(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+
+def environment_of(url: str) -> dict[str, str]:
+    """The variables that lead to a server."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 def etag(content: bytes) -> str:

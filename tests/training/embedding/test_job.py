@@ -1,6 +1,8 @@
 """Embedding a catalogue: complete, in order, with absent and unreadable pictures recorded."""
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from training.backbones.vlm import Embedding
 from training.data.dataset import Dataset, load_dataset
 from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.embedding.job import embed_catalogue, pending_items
+from training.embedding.plan import EmbeddingPlan
+from training.embedding.shards import Shard
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError
 
@@ -67,6 +71,27 @@ def test_the_rows_order_does_not_change_the_shards(own_shop: Path, embedding: Em
     assert turned.item_ids == made.item_ids[::-1]
     np.testing.assert_allclose(turned.vectors["text"], made.vectors["text"][::-1], atol=2e-6)
     assert turned.model == made.model
+
+
+def test_shards_are_put_together_one_after_another(
+    shop: Dataset, embedding: Embedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their vectors would need the memory of the whole catalogue."""
+    results, living = EmbeddingPlan.results, list[int]()
+
+    def watched(plan: EmbeddingPlan) -> Iterator[Shard]:
+        shards = weakref.WeakSet[Shard]()
+        for shard in results(plan):
+            shards.add(shard)
+            living.append(len(shards))
+            yield shard
+            del shard
+
+    monkeypatch.setattr(EmbeddingPlan, "results", watched)
+    monkeypatch.setattr(Shard, "__hash__", object.__hash__)
+    run(shop, embedding, tmp_path, shard_items=3)
+    assert len(living) == 10
+    assert max(living) <= 3
 
 
 def test_a_catalogue_without_anything_is_refused(own_shop: Path, embedding: Embedding, tmp_path: Path) -> None:

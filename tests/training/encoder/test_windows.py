@@ -56,7 +56,20 @@ def test_batches_come_in_an_order_that_does_not_follow_length() -> None:
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(("users", "expected"), [(1, 128), (20_000, 128), (40_000, 256), (80_000, 512), (10**6, 1024)])
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        (1, 32),
+        (1_500, 32),
+        (4_000, 64),
+        (5_700, 64),
+        (5_900, 128),
+        (20_000, 128),
+        (40_000, 256),
+        (80_000, 512),
+        (10**6, 1024),
+    ],
+)
 def test_the_automatic_batch_size_gives_an_epoch_about_160_steps(users: int, expected: int) -> None:
     offsets = np.arange(users + 1) * 3
     train = Sequences([], offsets, np.zeros(users * 3, dtype=np.int64))

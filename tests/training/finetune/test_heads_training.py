@@ -14,7 +14,7 @@ from transformers import AutoModel
 from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from training.backbones.batches import spread
 from training.backbones.items.feature_batches import FeatureCollator
-from training.backbones.items.last_layers import LAYERS_FILE
+from training.backbones.items.last_layers import BELOW_LAYERS, LAYERS_FILE
 from training.backbones.items.source import ItemSource
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE
 from training.backbones.items.trained_heads import ItemEmbedding, load_heads
@@ -178,11 +178,18 @@ def test_a_killed_run_with_a_trained_layer_resumes_with_the_same_result(
         if now.step == 3:
             raise Killed
 
+    seen: list[tuple[int, int]] = []
+
+    def watch(step: str, done: int, every: int) -> None:
+        if step == BELOW_LAYERS:
+            seen.append((done, every))
+
     config = with_trained_layer(config)
     whole = train(shop, shop_parts, tmp_path / "whole", config)
     with pytest.raises(Killed):
         train(shop, shop_parts, tmp_path / "broken", config, report=kill)
-    model = train(shop, shop_parts, tmp_path / "broken", config, resume=True)
+    model = train(shop, shop_parts, tmp_path / "broken", config, resume=True, embedding=watch)
+    assert seen == [(0, 28), (28, 28)]  # also on --resume the texts pass the layers below, which takes time
     for name in ("heads.safetensors", LAYERS_FILE):
         first, second = load_file(whole / name), load_file(model / name)
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -204,7 +211,7 @@ def test_a_trained_layer_is_used_for_every_text_that_is_embedded(
     anew = ItemRowEncoder(load_heads(model, tmp_path / "none"), shop).items(rows)
     for name, block in anew.items():
         np.testing.assert_allclose(found[name], block, atol=1e-6)
-    stored = ItemRowEncoder(replace(embedding, trained_layers=False), shop).items(rows)
+    stored = ItemRowEncoder(replace(embedding, trained=frozenset()), shop).items(rows)
     assert np.abs(stored["text"] - found["text"]).max() > 1e-3  # vectors of the frozen encoder are others
     before = TrainedModel.of(run).provenance["weights"]
     save_file({key: value + 1 for key, value in trained.items()}, model / LAYERS_FILE)

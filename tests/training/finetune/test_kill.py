@@ -19,8 +19,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from tests.support.processes.forked_commands import exit_code, start_command
 from tests.support.processes.watched_training import holding
+from training.backbones.items.last_layers import LAYERS_FILE
 from training.config.run_config import RunConfig, load_config, to_toml
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut
@@ -112,10 +114,19 @@ def adapters(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model" / "adapter" / "adapter_model.safetensors")
 
 
-def assert_same_run(whole: Path, broken: Path) -> None:
+def heads_and_layers(directory: Path) -> dict[str, torch.Tensor]:
+    model = directory / "model"
+    return load_file(model / "heads.safetensors") | load_file(model / LAYERS_FILE)
+
+
+def assert_same_lines(whole: Path, broken: Path) -> None:
     assert lines(whole) == lines(broken)
     assert [line["step"] for line in lines(whole)] == list(range(1, STEPS + 1))
     assert sum("ndcg@10" in line for line in lines(whole)) == STEPS // 8
+
+
+def assert_same_run(whole: Path, broken: Path) -> None:
+    assert_same_lines(whole, broken)
     first, second = adapters(whole), adapters(broken)
     assert any(weight.abs().max() > 0 for name, weight in first.items() if "lora_B" in name)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -138,6 +149,28 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(
     assert not (run / "train" / "model").exists()
     assert exit_code(started(shop_directory, run, config)) == 0
     assert_same_run(unbroken(shop, shop_parts, tmp_path / "whole", config), run / "train")
+
+
+def test_a_killed_training_of_text_layers_goes_on_as_if_nothing_had_happened(
+    shop: Dataset, shop_directory: Path, shop_parts: LeaveOneOut, config: RunConfig, tmp_path: Path
+) -> None:
+    towers = {
+        "text_model": str(write_text_encoder(tmp_path / "bert")),
+        "image_model": str(write_image_model(tmp_path / "resnet")),
+        "trained_text_layers": 1,
+    }
+    changed = config.model_dump() | {"vlm": {"family": "towers", "towers": towers, "heads": {"length": 8}}}
+    config = RunConfig.model_validate(changed)
+    run, step = tmp_path / "run", random.randrange(3, 40)
+    process = started(shop_directory, run, config, hold_at=step + 3)
+    kill_when(process.pid, lambda: steps_done(run) >= step)
+    assert exit_code(process) == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
+    assert not (run / "train" / "model").exists()
+    assert exit_code(started(shop_directory, run, config)) == 0
+    whole = unbroken(shop, shop_parts, tmp_path / "whole", config)
+    assert_same_lines(whole, run / "train")
+    first, second = heads_and_layers(whole), heads_and_layers(run / "train")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow

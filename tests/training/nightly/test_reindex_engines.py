@@ -5,18 +5,17 @@ The workers are in this process; test_reindex_ray_slow.py has a real cluster.
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.processes.inline_workers import Cluster, inline_cluster
+from tests.support.stores.s3_server import S3Server
 from training.backbones.trained_model import TrainedModel
-from training.embedding.distributed import ray_workers
-from training.embedding.distributed.shard_pool import Failure
-from training.embedding.distributed.shard_worker import PlannedItem, ShardJob, ShardWorker
+from training.embedding.distributed.shard_worker import ShardWorker
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -25,77 +24,9 @@ if TYPE_CHECKING:
 RAY = ("--engine", "ray")
 
 
-class Cluster:
-    """Workers in this process, in place of those of Ray.
-
-    Attributes:
-        connected: how often a job has connected.
-        jobs: of the workers that were started.
-        encoded: numbers of the shards that were made.
-        before_shard: called with the number of shards made before each.
-    """
-
-    def __init__(self) -> None:
-        self.connected = 0
-        self.jobs: list[ShardJob] = []
-        self.encoded: list[int] = []
-        self.before_shard: Any = lambda _made: None
-
-    @contextmanager
-    def connect(self, _address: str | None) -> Iterator["Cluster"]:
-        self.connected += 1
-        yield self
-
-
-class InlineWorkers:
-    """See `shard_pool.Workers`; a call ends before the next."""
-
-    def __init__(self, cluster: Cluster, job: ShardJob, most: int | None) -> None:
-        self._cluster, self._job, self._most = cluster, job, most
-        self._results: dict[object, Failure | None] = {}
-
-    def wanted(self) -> int:
-        return self._most or 2
-
-    def start(self) -> tuple[ShardWorker, object]:
-        self._cluster.jobs.append(self._job)
-        worker = ShardWorker(self._job)
-        return worker, self._called(worker.prepare)
-
-    def encode(self, worker: ShardWorker, number: int, planned: Sequence[PlannedItem]) -> object:
-        self._cluster.before_shard(len(self._cluster.encoded))
-        task = self._called(worker.encode, number, planned)
-        self._cluster.encoded.append(number)
-        return task
-
-    def _called(self, call: Any, *arguments: object) -> object:
-        task, failure = object(), None
-        try:
-            call(*arguments)
-        except TrainingError as error:
-            failure = Failure(str(error), lost=False)
-        self._results[task] = failure
-        return task
-
-    def wait(self, tasks: Sequence[object], timeout_s: float) -> Sequence[object]:
-        return tasks
-
-    def failure(self, task: object) -> Failure | None:
-        return self._results.pop(task)
-
-    def end(self, worker: ShardWorker) -> None:
-        pass
-
-    def room(self) -> str:
-        return "0 of 2 CPUs of the cluster are free"
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    made = Cluster()
-    monkeypatch.setattr(ray_workers, "ray_cluster", made.connect)
-    monkeypatch.setattr(ray_workers, "RayWorkers", InlineWorkers)
-    return made
+    return inline_cluster(monkeypatch)
 
 
 @pytest.fixture
@@ -176,6 +107,25 @@ def test_interactions_of_another_file_are_read_by_the_workers_too(changed: "Shop
     assert {job.interactions for job in cluster.jobs} == {elsewhere.resolve()}
 
 
+def test_without_a_shared_disk_the_model_and_other_interactions_pass_through_the_store(
+    changed: "Shop",
+    cluster: Cluster,
+    s3: S3Server,
+    expected: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLM2REC_DATA_CACHE", str(tmp_path / "cache"))
+    elsewhere = changed.home / "elsewhere.csv"
+    (changed.data / "interactions.csv").rename(elsewhere)
+    cluster.shares_no_disk = True
+    storage = ("--ray-storage", "s3://shop/jobs")
+    assert changed.reindex(*RAY, *storage, "--interactions", elsewhere)["embedding"]["encoded"] == 30
+    assert made(changed) == expected
+    assert s3.objects == {}
+    assert changed.reindex(*RAY, *storage, "--interactions", elsewhere)["outcome"] == "nothing to do"
+
+
 def test_workers_that_cannot_start_end_the_job_with_one_line(
     changed: "Shop", cluster: Cluster, monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
 ) -> None:
@@ -197,4 +147,4 @@ def test_workers_that_cannot_start_end_the_job_with_one_line(
 def test_options_of_a_cluster_need_its_engine(nightly: "Shop") -> None:
     result = nightly.invoke("--ray-address", "127.0.0.1:6379")
     assert result.exit_code == 2
-    assert "--ray-address and --ray-workers need --engine ray" in str(result.exception) + result.output
+    assert "the options --ray-… need --engine ray" in str(result.exception) + result.output

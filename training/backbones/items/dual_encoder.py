@@ -31,18 +31,24 @@ class DualEncoder:
         tokenizer: of the model.
         image_processor: of the model.
         max_text_tokens: most tokens of a text; not more than the model has positions.
+
+    Attributes:
+        model: as given.
+        tokenizer: as given; it pads on the right.
+        image_processor: as given.
+        max_tokens: most tokens of a text, special ones included.
+        padded_length: tokens that each text is padded to; None where it is the longest text of a batch.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any, max_text_tokens: int) -> None:  # noqa: ANN401 - classes of transformers per family
         self.model: PreTrainedModel = model
-        self._tokenizer, self._processor = tokenizer, image_processor
+        self.tokenizer, self.image_processor = tokenizer, image_processor
         # Both families were trained with padding on the right; some tokenizer classes pad on the left by default.
-        self._tokenizer.padding_side = "right"
+        self.tokenizer.padding_side = "right"
         config = cast("Any", model.config)
-        self._padded = config.model_type in _PADDED_IN_TRAINING
         positions = int(config.text_config.max_position_embeddings)
-        self._tokens = min(max_text_tokens, positions)
-        self._width = positions
+        self.max_tokens = min(max_text_tokens, positions)
+        self.padded_length = positions if config.model_type in _PADDED_IN_TRAINING else None
         text, image = _lengths(config)
         self.dims: Mapping[str, int] = {TEXT: text, IMAGE: image}
         self.picture_pixels = _pixels(config.vision_config)
@@ -82,22 +88,22 @@ class DualEncoder:
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """See ``ItemEncoder``."""
-        if not self._padded:
-            made = self._tokenizer(
-                list(texts), padding=True, truncation=True, max_length=self._tokens, return_tensors="pt"
+        if self.padded_length is None:
+            made = self.tokenizer(
+                list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
             return {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
         lower = [text.lower() for text in texts]
         # Cut first, so that a limit below the model's length keeps the padding that it was trained with.
-        made = self._tokenizer(lower, truncation=True, max_length=self._tokens)
-        padded = self._tokenizer.pad(
-            {"input_ids": made["input_ids"]}, padding="max_length", max_length=self._width, return_tensors="pt"
+        made = self.tokenizer(lower, truncation=True, max_length=self.max_tokens)
+        padded = self.tokenizer.pad(
+            {"input_ids": made["input_ids"]}, padding="max_length", max_length=self.padded_length, return_tensors="pt"
         )
         return {"input_ids": padded["input_ids"]}
 
     def prepare_pictures(self, pictures: Sequence[Image.Image]) -> Inputs:
         """See ``ItemEncoder``."""
-        made = self._processor(images=list(pictures), return_tensors="pt")
+        made = self.image_processor(images=list(pictures), return_tensors="pt")
         dtype = self.model.dtype
         return {
             name: made[name].to(dtype) if name == "pixel_values" else made[name]

@@ -32,6 +32,11 @@ class GemmaEmbedding:
         max_text_tokens: most tokens of a text, the prompt included.
         length: first coordinates to keep; None keeps all.
 
+    Attributes:
+        model: as given.
+        tokenizer: as given.
+        image_processor: as given.
+
     Raises:
         BackboneError: the model is in float16, or it has fewer coordinates.
     """
@@ -52,7 +57,7 @@ class GemmaEmbedding:
         if length is not None and length > full:
             raise BackboneError(f"vlm.vector_length must be at most {full} for this model, got {length}; lower it")
         self.model = model
-        self._tokenizer, self._processor = tokenizer, image_processor
+        self.tokenizer, self.image_processor = tokenizer, image_processor
         self._tokens, self._length = max_text_tokens, length
         self._begin, self._shown, self._end = config.boi_token_id, config.image_token_id, config.eoi_token_id
         self._first = config.text_config.bos_token_id
@@ -103,7 +108,7 @@ class GemmaEmbedding:
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """See ``ItemEncoder``."""
-        made = self._tokenizer(
+        made = self.tokenizer(
             [_DOCUMENT + text for text in texts],
             padding=True,
             truncation=True,
@@ -114,13 +119,13 @@ class GemmaEmbedding:
 
     def prepare_pictures(self, pictures: Sequence[Image.Image]) -> Inputs:
         """See ``ItemEncoder``."""
-        made = self._processor(images=list(pictures), return_tensors="pt")
+        made = self.image_processor(images=list(pictures), return_tensors="pt")
         counts = [int(count) for count in made["num_soft_tokens_per_image"]]
-        around = list(self._tokenizer("")["input_ids"])  # what the tokenizer puts before and after any text
+        around = list(self.tokenizer("")["input_ids"])  # what the tokenizer puts before and after any text
         first = around[:1] if around[:1] == [self._first] else []
         prompts = [[*first, self._begin, *[self._shown] * n, self._end, *around[len(first) :]] for n in counts]
         width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([prompt + [self._tokenizer.pad_token_id] * (width - len(prompt)) for prompt in prompts])
+        ids = torch.tensor([prompt + [self.tokenizer.pad_token_id] * (width - len(prompt)) for prompt in prompts])
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         return {
             "input_ids": ids,

@@ -7,7 +7,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from index.items.slots import IMAGE, TEXT
 from training.backbones.items.last_layers import LastTextLayers
+
+if TYPE_CHECKING:
+    from training.backbones.items.adapted_towers import AdaptedTowers
 
 _NAMES = {TEXT: "text", IMAGE: "visual"}
 """Names of the heads; "visual." marks weights of the picture's side, see :data:`training.backbones.vlm.VISION`."""
@@ -85,13 +88,17 @@ class _Head(nn.Module):
 
     def forward(self, group: FeatureGroup, features: Tensor) -> Tensor:
         """(k, D) float32, rows of length 1, from (u, F) vectors of the group's items."""
-        projected = functional.normalize(self.projection(features - self.centre).float(), dim=1)
+        projected = self.project(features)
         present = group.members >= 0
         rows = projected[group.members.clamp(min=0)]  # (k, L, D)
         weights = self.recency[: group.members.shape[1]].expand(group.members.shape).masked_fill(~present, -torch.inf)
         mean = (functional.softmax(weights.float(), dim=1)[:, :, None] * rows).sum(dim=1)
         read = mean + self.step(mean).float()
         return functional.normalize(torch.where(group.histories[:, None], read, rows[:, 0]), dim=1)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(u, D) float32 vectors of items, rows of length 1, from (u, F)."""
+        return functional.normalize(self.projection(features - self.centre).float(), dim=1)
 
 
 class ModalityHeads(nn.Module):
@@ -107,14 +114,17 @@ class ModalityHeads(nn.Module):
         dim: D.
         max_history: as given.
         text_layers: last layers of the text encoder that are trained with the heads; None where it is frozen.
+        adapters: both towers of the encoder with adapters that are trained with the heads; None where it is frozen.
     """
 
     text_layers: LastTextLayers | None
+    adapters: "AdaptedTowers | None"
 
     def __init__(self, dims: Mapping[str, int], length: int, max_history: int) -> None:
         super().__init__()
         self.dims, self.dim, self.max_history = dict(dims), length, max_history
         self.text_layers = None
+        self.adapters = None
         self.heads = nn.ModuleDict({_NAMES[name]: _Head(size, length, max_history) for name, size in dims.items()})
 
     @property
@@ -136,8 +146,22 @@ class ModalityHeads(nn.Module):
         ]
         return torch.cat(made) if made else torch.zeros(0, self.dim, device=self.device)
 
+    def encode_items(self, modality: str, features: Tensor) -> Tensor:
+        """Vectors of items alone.
+
+        Args:
+            modality: ``text`` or ``image``.
+            features: (u, F) float32, what the head reads.
+
+        Returns:
+            (u, D) float32, rows of length 1.
+        """
+        return cast("_Head", self.heads[_NAMES[modality]]).project(features)
+
     def _read(self, group: FeatureGroup) -> Tensor:
         """(u, F) what the head of a group reads of its items."""
+        if self.adapters is not None:
+            return cast("Tensor", self.adapters(group.modality, group.rows, group.features))
         if group.modality == TEXT and self.text_layers is not None:
             return cast("Tensor", self.text_layers(group.rows, group.features))
         return group.features

@@ -4,7 +4,7 @@
 # cost of a step is that of the trained layers.
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
+from training.backbones.items.encoder_part import EncoderPart
 from training.backbones.items.item_encoder import on_device, unit_rows
 from training.backbones.items.pooling import pooled
 from training.backbones.prompts import plain_text
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LAYERS_FILE: Final = "text_layers.safetensors"
 MODEL_TYPES: Final = ("bert", "roberta", "xlm-roberta")
 """``model_type`` of the text encoders whose layers can be trained."""
+BELOW_LAYERS: Final = "texts below the trained layers"
+"""Name of the step that computes :class:`TextStates`, in a display of progress."""
 _TEXTS_AT_A_TIME = 64
 
 
@@ -70,9 +73,7 @@ class LastTextLayers(nn.Module):
         super().__init__()
         self.layers = copy.deepcopy(_layers(tower)[-count:]).float().requires_grad_()
         self._config, self._pooling, self._states, self._dim = tower.config, tower.pooling, states, tower.dim
-        centre = torch.zeros(tower.dim) if blocks is None else torch.from_numpy(blocks.centre[: tower.dim])
-        self._scale = 1.0 if blocks is None else float(blocks.scales[0])
-        self.register_buffer("_centre", centre, persistent=False)
+        self._part = EncoderPart(tower.dim, blocks)
 
     def forward(self, rows: Tensor, features: Tensor) -> Tensor:
         """What the text head reads of items.
@@ -94,8 +95,7 @@ class LastTextLayers(nn.Module):
         places = torch.empty(len(order), dtype=torch.int64)
         places[order] = torch.arange(len(order))
         vectors = torch.cat(made)[places.to(features.device)] if made else features[:, : self._dim]
-        own = (vectors - cast("Tensor", self._centre)) * self._scale
-        return torch.cat([own, features[:, self._dim :]], dim=1)
+        return cast("Tensor", self._part(vectors, features))
 
     def _encode(self, hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:
         hidden, mask = hidden.to(device), mask.to(device)
@@ -113,7 +113,13 @@ class LastTextLayers(nn.Module):
 
 
 def last_text_layers(
-    encoder: "ItemEncoder", count: int, texts: Sequence[str | None], rows: Sequence[int], blocks: "TextBlocks | None"
+    encoder: "ItemEncoder",
+    count: int,
+    texts: Sequence[str | None],
+    rows: Sequence[int],
+    blocks: "TextBlocks | None",
+    *,
+    progress: Callable[[str, int, int], None] = lambda _step, _done, _all: None,
 ) -> LastTextLayers:
     """The last layers of the text encoder of a pair of towers, with the states below them.
 
@@ -123,6 +129,7 @@ def last_text_layers(
         texts: of the catalogue.
         rows: items with a text.
         blocks: joins the vectors with TF-IDF; None for the vectors alone.
+        progress: called with :data:`BELOW_LAYERS`, the number of texts that passed the frozen layers, and of all.
 
     Raises:
         BackboneError: its layers cannot be trained, or it has fewer.
@@ -139,6 +146,7 @@ def last_text_layers(
     try:
         with torch.inference_mode():
             for start in range(0, len(rows), _TEXTS_AT_A_TIME):
+                progress(BELOW_LAYERS, start, len(rows))
                 part = rows[start : start + _TEXTS_AT_A_TIME]
                 inputs = on_device(tower.prepare([plain_text(texts[row] or "") for row in part]), device)
                 hidden = model(**inputs).last_hidden_state.half().cpu()
@@ -146,6 +154,7 @@ def last_text_layers(
                 kept += [states[mask] for states, mask in zip(hidden, masks, strict=True)]
     finally:
         model.encoder.layer = layers
+    progress(BELOW_LAYERS, len(rows), len(rows))
     return LastTextLayers(tower, count, TextStates(rows, [states.clone() for states in kept]), blocks)
 
 

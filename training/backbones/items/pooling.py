@@ -29,4 +29,4 @@ def pooled(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:
         places = torch.where(present, numbers, mask.shape[1]).amin(dim=1).clamp(max=mask.shape[1] - 1)
     else:
         places = torch.where(present, numbers, -1).amax(dim=1).clamp(min=0)
-    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), places]

@@ -96,13 +96,23 @@ class TextBlocks:
         joined = np.zeros((len(vectors), self.dim), dtype=np.float32)
         for start in range(0, len(vectors), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            terms = _reduced(_weighted(_term_counts(texts[rows]), self.buckets, self.weights), self.directions)
-            parts = ((slice(None, split), np.asarray(vectors[rows])), (slice(split, None), terms))
+            parts = ((slice(None, split), np.asarray(vectors[rows])), (slice(split, None), self.terms(texts[rows])))
             present = parts[0][1].any(axis=1)
             for (columns, part), scale in zip(parts, self.scales, strict=True):
                 filled = present & part.any(axis=1)
                 joined[rows, columns][filled] = (part[filled] - self.centre[columns]) * scale
         return joined
+
+    def terms(self, texts: Sequence[str | None]) -> NDArray[np.float32]:
+        """The block of terms before it is centred and scaled.
+
+        Args:
+            texts: n texts; None for none.
+
+        Returns:
+            (n, K) float32, rows of length 1, or zero where no term is known.
+        """
+        return _reduced(_weighted(_term_counts(texts), self.buckets, self.weights), self.directions)
 
     def save(self, path: Path) -> None:
         """Write ``text_blocks.safetensors``."""

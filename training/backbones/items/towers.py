@@ -56,20 +56,24 @@ class TextTower:
     Attributes:
         model: as given.
         config: of the model.
+        tokenizer: as given.
         pooling: as given.
+        max_tokens: most tokens of a text, special ones included.
         dim: D, the length of the vectors.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, pooling: TextPooling, max_text_tokens: int) -> None:  # noqa: ANN401 - classes of transformers
-        self.model, self._tokenizer, self.pooling = model, tokenizer, pooling
+        self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
         self.config = config = cast("Any", model).config
         positions = getattr(config, "max_position_embeddings", None) or max_text_tokens
-        self._tokens = min(max_text_tokens, int(positions), int(tokenizer.model_max_length))
+        self.max_tokens = min(max_text_tokens, int(positions), int(tokenizer.model_max_length))
         self.dim = int(config.hidden_size)
 
     def prepare(self, texts: Sequence[str]) -> Inputs:
         """Token ids, padded to the longest text, and their mask."""
-        made = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._tokens, return_tensors="pt")
+        made = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
         return {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
 
     def encode(self, inputs: Inputs) -> Tensor:
@@ -88,10 +92,13 @@ class ImageTower:
         model: of transformers.
         image_processor: of the model.
         has_pooler: whether the weights of its pooler, if it has one, were read.
+
+    Attributes:
+        image_processor: as given.
     """
 
     def __init__(self, model: nn.Module, image_processor: Any, *, has_pooler: bool = True) -> None:  # noqa: ANN401 - classes of transformers
-        self.model, self._processor, self._has_pooler = model, image_processor, has_pooler
+        self.model, self.image_processor, self._has_pooler = model, image_processor, has_pooler
         with torch.inference_mode():
             blank = self.prepare([Image.new("RGB", (64, 64), "white")])
             self.dim = int(self.encode(blank).shape[1])
@@ -99,7 +106,7 @@ class ImageTower:
 
     def prepare(self, pictures: Sequence[Image.Image]) -> Inputs:
         """Pixels as the model's image processor makes them."""
-        made = self._processor(images=list(pictures), return_tensors="pt")
+        made = self.image_processor(images=list(pictures), return_tensors="pt")
         return {"pixel_values": made["pixel_values"].to(next(self.model.parameters()).dtype)}
 
     def encode(self, inputs: Inputs) -> Tensor:
@@ -121,10 +128,11 @@ class Towers:
 
     Attributes:
         text: as given.
+        image: as given.
     """
 
     def __init__(self, text: TextTower, image: PictureModel) -> None:
-        self.text, self._image = text, image
+        self.text, self.image = text, image
         self.model: nn.Module = nn.ModuleDict({TEXT: text.model, IMAGE: image.model})
         self.dims: Mapping[str, int] = {TEXT: text.dim, IMAGE: image.dim}
         self.picture_pixels = image.pixels
@@ -135,11 +143,11 @@ class Towers:
 
     def prepare_pictures(self, pictures: Sequence[Image.Image]) -> Inputs:
         """See ``ItemEncoder``."""
-        return self._image.prepare(pictures)
+        return self.image.prepare(pictures)
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """See ``ItemEncoder``."""
-        return unit_rows(self.text.encode(inputs) if modality == TEXT else self._image.encode(inputs))
+        return unit_rows(self.text.encode(inputs) if modality == TEXT else self.image.encode(inputs))
 
 
 @dataclass(frozen=True)

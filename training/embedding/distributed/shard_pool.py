@@ -82,11 +82,13 @@ class ShardPool:
         workers: of the engine.
         start_timeout_s: seconds after which a job without a single started worker ends.
         clock: seconds, monotonic.
+        collect: called with the number of a shard that a worker has made, to bring it into the plan's directory.
     """
 
     workers: Workers
     start_timeout_s: float = 300.0
     clock: Callable[[], float] = monotonic
+    collect: Callable[[int], None] = lambda _number: None
     _tasks: dict[Task, tuple[Worker, int | None]] = field(default_factory=dict)
     _attempts: Counter[int] = field(default_factory=Counter)
     _started: set[Worker] = field(default_factory=set)
@@ -103,7 +105,7 @@ class ShardPool:
         """Make shards.
 
         Args:
-            plan: of all shards; its directory must be seen by this process and the workers.
+            plan: of all shards; where nothing collects them, its directory is one that the workers see.
             numbers: of the missing shards.
             finished: called with the number of each shard that is finished and complete.
             stopped: asked about once a second; true ends the job.
@@ -161,8 +163,10 @@ class ShardPool:
         finished: Callable[[int], None],
     ) -> None:
         """Record the end of a call."""
-        if failure is None and number is not None and not plan.has(number):
-            failure = Failure(f"{plan.directory} has no such shard here: it must be on a shared disk", lost=False)
+        if failure is None and number is not None:
+            self.collect(number)
+            if not plan.has(number):
+                failure = Failure(f"{plan.directory} has no such shard here: it must be on a shared disk", lost=False)
         if failure is None:
             self._failed_starts = 0
             self._started.add(worker)

@@ -66,6 +66,9 @@ def test_a_merge_that_ended_after_any_step_is_called_again(
                         await store.merge(session, user)
                 else:
                     assert await store.merge(session, user) == 2
+            moved = steps > 3  # until then the session has its history, so that reads miss nothing
+            assert await store.merged_into(session) == (user if moved else None)
+            assert await item_ids(store, session_owner(session)) == ([] if moved else ["s1", "s2"])
             # An event of the session that is sent again is known, wherever the merge stands.
             again = Event(session_owner(session), "s1", NOW + 10, event_id="p")
             assert len(await store.append([again])) == 0

@@ -37,7 +37,7 @@ def dual(directory: Path) -> DualEncoder:
 
 
 def read_parts(encoder: Any) -> dict[str, Any]:
-    return {"image_processor": encoder._processor, "tokenizer": encoder._tokenizer}
+    return {"image_processor": encoder.image_processor, "tokenizer": encoder.tokenizer}
 
 
 def check_equal(found: dict[str, Any], expected: Any) -> None:

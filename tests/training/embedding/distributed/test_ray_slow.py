@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from index.bundle.store.object_store import ObjectStore
 from tests.support.environments import without_coverage
 from tests.support.processes.ray_clusters import NO_RAY, TOKEN, Cluster
 from tests.support.shops import eventually
+from tests.support.stores.moto_server import moto_server
 from tests.support.stores.redis_servers import free_port
 from tests.support.stores.s3_server import S3Server
 from tests.support.stores.stored_data import URL, upload
@@ -144,6 +146,29 @@ def test_workers_read_a_data_set_in_an_object_store(
     cluster: Cluster = request.getfixturevalue("cluster")  # its machines inherit the variables of the store
     ended(start(home, "run", "--engine", "ray", "--ray-address", cluster.address, data=URL))
     assert vectors(home, "run") == expected
+
+
+@pytest.mark.slow
+def test_machines_without_a_shared_disk_read_and_write_an_object_store_while_one_is_killed(
+    large: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data set, model and shards pass through the S3 server of moto; test_shard_storage.py hides the run as well."""
+    ended(start(large, "alone"))
+    monkeypatch.setenv("VLM2REC_DATA_CACHE", str(large / "cache"))
+    with moto_server(monkeypatch, "shop"):
+        objects = ObjectStore(URL)
+        for path in (large / "data").rglob("*"):
+            if path.is_file():
+                objects.write(path.relative_to(large / "data").as_posix(), path)
+        (large / "data").rename(large / "hidden")
+        cluster: Cluster = request.getfixturevalue("cluster")  # its machines inherit the variables of the store
+        machines = [cluster.add() for _ in range(3)]
+        options = ("--engine", "ray", "--ray-address", cluster.address, "--ray-storage", "s3://shop/jobs")
+        job = start(large, "run", *options, data=URL)
+        killed(large, 10, lambda: cluster.kill(machines[0]))
+        ended(job)
+        assert vectors(large, "run") == vectors(large, "alone")
+        assert ObjectStore("s3://shop/jobs").objects("") == []
 
 
 @pytest.mark.slow

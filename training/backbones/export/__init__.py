@@ -1,0 +1,1 @@
+"""Exports the towers of a trained run to ONNX."""
