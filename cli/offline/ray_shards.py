@@ -108,7 +108,8 @@ def ray_shards(
         plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
     ) -> None:
         if storage is None:
-            _encode(job_of(plan), address, most, plan, numbers, finished, stopped)
+            if numbers:
+                _encode(job_of(plan), address, most, plan, numbers, finished, stopped)
             return
         objects = ShardStorage.of_plan(storage, plan.directory)
         collect = partial(objects.fetch, plan=plan.directory)

@@ -171,14 +171,11 @@ class Outcomes:
         self._start()
 
     def happened(self, events: Iterable[Event]) -> None:
-        """Attribute the stored events of one call; returns at once.
-
-        They are left out together: an impression without its click would make the click rate too low.
-        """
+        """Attribute the stored events of one call; returns at once."""
         wanted = [
             event for event in events if event.outcome is not None and (self._sample >= 1.0 or self._owners(event))
         ]
-        if wanted and not self._put(*wanted):
+        if wanted and not self._put(*wanted):  # all or none: an impression without its click lowers the click rate
             self._observer.event("dropped", len(wanted))
             self.counts.left_out(time(), "events", "dropped", len(wanted))
 
@@ -267,21 +264,24 @@ class Outcomes:
         self._counts_are_stored = await flushed(self.counts)
 
     async def _store_some(self) -> bool:
-        """Store and attribute some of what waits: the answers first, since an event follows its answer.
+        """Store and attribute some of what waits, the answers first; returns whether that was all.
 
-        An answer to a user waits for the events before it: they are no outcomes of it. Returns whether that was all.
+        An answer to a user waits for the events before it, which are no outcomes of it, and events for that answer.
         """
         most_answers = _ANSWERS_TOGETHER if len(self._waiting) < _LONG_QUEUE else _ANSWERS_TOGETHER_IN_LONG_QUEUE
-        answers, events, users = list[SentAnswer](), list[Event](), set[str | None]()
+        answers, events, later = list[SentAnswer](), list[Event](), list[SentAnswer | Event]()
+        users, waits = set[str | None](), set[str | None]()  # with an event before; with an answer that waits for it
         while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
-            if not isinstance(entry := self._waiting[0], SentAnswer):
-                events.append(entry)
-                users |= {entry.user_id, session_owner(entry.session_id) if entry.session_id else entry.user_id}
+            if not isinstance(entry := self._waiting.popleft(), SentAnswer):
+                own = {entry.user_id, session_owner(entry.session_id) if entry.session_id else entry.user_id}
+                users |= own
+                (later if own & waits else events).append(entry)
             elif entry.user_id in users:
-                break
+                waits.add(entry.user_id)
+                later.append(entry)
             else:
                 answers.append(entry)
-            self._waiting.popleft()
+        self._waiting.extendleft(reversed(later))
         is_all = not self._waiting
         try:
             await self._logged(self._keep, answers, "answers")

@@ -34,10 +34,11 @@ class BatchHistories:
     ) -> None:
         self._histories = histories
         self._turns = turns
-        self._users = {session: _begun(self._user(session)) for session in dict.fromkeys(alone)}
         self._reads: dict[str, asyncio.Future[list[HistoryEntry]]] = {}
         for owner in owners:
             self._read(owner)
+        # After the histories: a merge between the two would show neither the history of the session nor its user.
+        self._users = {session: _begun(self._user(session)) for session in dict.fromkeys(alone)}
 
     async def entries(self, owner: str) -> list[HistoryEntry]:
         """The history of an owner, see `HistoryReader.entries`; cancelling a caller does not end the read.

@@ -23,15 +23,17 @@ def forked(target: Callable[..., object], *given: object, name: str) -> BaseProc
         OSError: the system gives no process, memory or file descriptors.
     """
     process = multiprocessing.get_context("fork").Process(target=target, args=given, name=name)
-    before = _descriptors()
+    before, spare = _descriptors(), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         process.start()
     except OSError:
+        os.close(spare)  # the list needs a descriptor itself
         # The standard library leaves its pipes open then; with a try every half minute they would be all there are.
         for descriptor in _descriptors() - before:
             with suppress(OSError):
                 os.close(descriptor)
         raise
+    os.close(spare)
     return process
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import peft
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.errors import BackboneError
@@ -64,11 +66,19 @@ def load_adapters(model: nn.Module, directory: Path) -> nn.Module:
     """
     try:
         with _without_notices():
-            return cast("nn.Module", peft.PeftModel.from_pretrained(cast("Any", model), directory / ADAPTER_DIRECTORY))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            made = peft.PeftModel.from_pretrained(cast("Any", model), directory / ADAPTER_DIRECTORY)
+        stored = load_file(directory / ADAPTER_DIRECTORY / ADAPTER_WEIGHTS).keys()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"{directory / ADAPTER_DIRECTORY}: the adapters cannot be loaded ({error}); train again"
         ) from error
+    wanted = peft.get_peft_model_state_dict(made, save_embedding_layers=False).keys()
+    if differing := set(stored) ^ set(wanted):  # of which peft only warns
+        raise BackboneError(
+            f"{directory / ADAPTER_DIRECTORY}: the adapters are of another model, or incomplete "
+            f"({len(differing)} weights differ); train again"
+        )
+    return cast("nn.Module", made)
 
 
 @contextlib.contextmanager

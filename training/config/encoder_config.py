@@ -46,7 +46,7 @@ class EncoderConfig(BaseModel):
         weight_decay: of AdamW, on the matrices.
         averaging: decay of the moving average of the weights; the average is evaluated and saved.
         batch_size: training windows of a step on average; steps of short windows have more. 0 = the power of two that
-            gives an epoch about 160 steps, between 128 and 1,024; down to 32 where an epoch had fewer than 64 steps.
+            gives an epoch about 160 steps, between 128 and 1,024; down to 32 where an epoch had fewer than about 64.
         epochs: largest number of epochs; training ends earlier when validation NDCG@10 of what is served, slots and
             item-to-item lists together, stops rising.
         patience: epochs without a better one after which training ends.

@@ -246,7 +246,7 @@ def _encode(
     left = [number for number in range(work.shards) if not work.has(number)]
     done = every - sum(len(work.item_ids(number)) for number in left)
     progress("embedding", done, every)
-    if not left:
+    if not left and encode_shards is None:
         return 0
     if stopped():
         raise JobStopped("stopped before the first shard; start the same command again to go on")

@@ -191,7 +191,10 @@ def _fit_both(
     train, validation = split.parts.train, split.parts.validation
     torch.manual_seed(config.seed)
     model = SlotModel(embeddings, popularity(train, len(embeddings)), config)
-    mark = f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}"
+    size = config.batch_size or automatic_batch_size(train, config.max_history)
+    # The size itself, as another version may choose another one for 0.
+    fitted_by = _fitted_by(config) | {"batch_size": size}
+    mark = f"{split.fingerprint} {_digest(fitted_by)} {_digest(embeddings.model)}"
     for histories in (train, split.sequences):
         if histories.shown is not None:
             mark += f" {hashlib.sha256(histories.shown.tobytes()).hexdigest()[:16]}"
@@ -209,7 +212,6 @@ def _fit_both(
     )
     if not config.refit or config.cold_items or not len(validation):
         return model, log, None
-    size = config.batch_size or automatic_batch_size(train, config.max_history)
     again = refit(
         model,
         log.best_epoch + 1,

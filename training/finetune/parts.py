@@ -159,7 +159,7 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress:
             image_path=dataset.image_path,
             blocks=blocks,
             picture_bytes=config.train.picture_memory_mib * _MIB,
-            recompute=config.vlm.activation_checkpointing,
+            recompute=config.vlm.activation_checkpointing or config.train.cached_gradients,
         )
     return TrainingParts(
         heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)

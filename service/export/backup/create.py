@@ -34,6 +34,7 @@ from service.export.backup.manifest import (
 from service.export.backup.registry_copy import Report, copy_registry
 from service.stores.backup.redis_backup import RedisBackup, group_of, group_of_owner, shared_groups
 from service.stores.history_keys import BUCKETS, bucket_of
+from service.stores.protocols import session_of
 
 _MARGIN_MS: Final = 2000  # times of merges are whole seconds
 _CATCH_UP: Final = 256
@@ -148,7 +149,11 @@ async def _copy_merged(redis: RedisBackup, files: KeyFiles, since_ms: int) -> No
         await _copy_owners(redis, files, users)
         await _copy_owners(redis, files, sessions)
         shared = shared_groups()
-        files.add(await redis.dump([shared[bucket] for bucket in sorted(set(map(bucket_of, users | sessions)))]))
+        for bucket in sorted(set(map(bucket_of, users | sessions))):
+            # Those with events since the first time, as the stream has these; a session may be merged by now.
+            owners = await redis.owners_since(bucket, since_ms)
+            await _copy_owners(redis, files, {owner for owner in owners if session_of(owner) is None})
+            files.add(await redis.dump([shared[bucket]]))
 
 
 async def _copy_owners(redis: RedisBackup, files: KeyFiles, owners: set[str]) -> None:

@@ -10,6 +10,7 @@ from service.export.backup.registry_copy import Report, RestoredRegistry, Restor
 from service.stores.backup.redis_backup import RedisBackup
 from service.stores.history_keys import BUCKETS
 
+_OLD_STREAM: Final = "events"  # of versions before the buckets, see `service.stores.history_keys.old_stream_key`
 _REPLACE: Final = "name an empty one, or replace what it holds with --replace"
 
 
@@ -68,6 +69,11 @@ async def restore_backup(
         raise BackupRefused(f"{backup}: was made without a registry; restore it with --no-registry")
     if registry is not None and not replace and registry.current() is not None:
         raise BackupRefused(f"{registry.location}: this registry has published bundles; {_REPLACE}")
+    if redis is not None and redis.is_cluster and _has_old_layout(backup, manifest):
+        raise BackupRefused(
+            f"{backup}: has histories of a version before the buckets, which a cluster does not read; restore it to "
+            "one Redis (docs/redis.md)"
+        )
     if redis is not None:
         interrupted = await redis.interrupted_restore() == manifest.content
         if not replace and not interrupted and await _has_keys(redis):
@@ -77,6 +83,12 @@ async def restore_backup(
     if redis is not None and manifest.redis is not None:
         await _restore_redis(redis, backup, manifest, manifest.redis.keys, report)
     return manifest
+
+
+def _has_old_layout(backup: Path, manifest: BackupManifest) -> bool:
+    """Whether there is the stream of versions before the buckets."""
+    batches = (batch for name in manifest.key_files for batch in read_keys(backup / name))
+    return any(key.name == _OLD_STREAM and key.value for batch in batches for key in batch)
 
 
 async def _has_keys(redis: RedisBackup) -> bool:

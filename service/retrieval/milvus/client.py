@@ -165,7 +165,11 @@ class MilvusClient:
             dims = [int(field["params"]["dim"]) for field in found["fields"] if field["name"] == VECTOR]
             return types == wanted and dims == [dim]
 
-        return self._checked(same) and self._index_of(collection) is not None
+        return self._checked(same) and self.has_index(collection)
+
+    def has_index(self, collection: str) -> bool:
+        """Whether a collection has its index, without which it cannot be loaded."""
+        return self._index_of(collection) is not None
 
     def create(self, collection: str, dim: int, fields: Sequence[ScalarField]) -> None:
         """Create an empty collection that can be written to and searched.
@@ -266,7 +270,7 @@ class MilvusClient:
         index = self._library.MilvusClient.prepare_index_params()
         index.add_index(VECTOR, index_name=VECTOR, index_type="FLAT", metric_type="IP")
         if there:
-            if self._index_of(RECORDS) is None:
+            if not self.has_index(RECORDS):
                 self._call("create_index", collection_name=RECORDS, index_params=index)
             self._call("load_collection", collection_name=RECORDS)
             return

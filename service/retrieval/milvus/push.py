@@ -100,7 +100,7 @@ def push(
     rows = BundleRows(bundle)
     client.open_records()
     record = client.record(bundle.id) if client.has(name) else None
-    if record is not None and record.content != bundle.manifest.content:
+    if record is not None and (record.content != bundle.manifest.content or not client.has_index(name)):
         record = None
     written = 0
     if record is None:

@@ -95,12 +95,15 @@ class RedisBackup:
     Args:
         redis: URL and key prefix.
         timeout_s: seconds that a reply may take; the stream of a bucket is one reply.
+
+    Attributes:
+        is_cluster: whether it is a Redis Cluster.
     """
 
     def __init__(self, redis: RedisSettings, *, timeout_s: float = 60.0) -> None:
         self._pipeline = open_pipeline(redis, timeout_s=timeout_s)
         self._prefix = redis.redis_prefix
-        self._is_cluster = redis.kind == "cluster"
+        self.is_cluster = redis.kind == "cluster"
 
     async def server(self) -> str:
         """Version of the server; the highest one of the nodes of a cluster.
@@ -113,7 +116,7 @@ class RedisBackup:
             for node in await self._pipeline.nodes():
                 about = await node.call("HELLO", kind=list)  # names and values alternate
                 known = dict(zip(about[::2], about[1::2], strict=False))
-                if known.get(b"mode") == b"cluster" and not self._is_cluster:
+                if known.get(b"mode") == b"cluster" and not self.is_cluster:
                     raise BackupRefused(_ONE_NODE)
                 versions.append(str(known.get(b"version", b"unknown").decode()))
         return max(versions, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
@@ -155,7 +158,7 @@ class RedisBackup:
 
     async def _slots(self) -> Mapping[str, Sequence[str]]:
         """The slots of each node of a cluster by its id, as it says itself; nothing for one Redis."""
-        if not self._is_cluster:
+        if not self.is_cluster:
             return {}
         found: dict[str, Sequence[str]] = {}
         with _translated("nodes"):

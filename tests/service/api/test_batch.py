@@ -17,7 +17,7 @@ from service.recommend.batch_histories import BatchHistories
 from service.recommend.batching import MicroBatcher
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.recommender import Recommender
-from service.stores.protocols import Event, HistoryEntry
+from service.stores.protocols import Event, HistoryEntry, session_owner
 from service.stores.redis_connection import RedisConnection
 from tests.support.shops import OpenClient, metric
 from tests.support.stores.item_ids import item_ids
@@ -276,6 +276,10 @@ def test_prefetching_reads_each_user_once_and_omits_none() -> None:
             self.asked.append(owner)
             return await super().entries(owner)
 
+        async def merged_into(self, session_id: str) -> str | None:
+            self.asked.append(f"whose {session_id} is")
+            return await super().merged_into(session_id)
+
     async def scene() -> None:
         store = Counting()
         await store.append([Event("u", "i1", 1.0), Event("v", "i2", 2.0)])
@@ -285,6 +289,11 @@ def test_prefetching_reads_each_user_once_and_omits_none() -> None:
         (await read.entries("u")).clear()
         assert await item_ids(read, "u") == ["i1"]
         assert store.asked == ["u", "v"]
+        store.asked.clear()
+        BatchHistories(store, [session_owner("s")], None, ["s"])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert store.asked == [session_owner("s"), "whose s is"]  # else a merge between them would show neither
         store.available = False
         lost = BatchHistories(store, ["u"], asyncio.Semaphore(8))
         with pytest.raises(HistoriesUnavailable):

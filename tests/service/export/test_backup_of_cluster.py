@@ -1,11 +1,13 @@
 """Backups of a Redis Cluster: made and restored while sessions are merged, after a failover, not while slots move."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from demo.embedded_redis import EmbeddedRedis, find_redis_server
 from service.errors import BackupInterrupted, BackupRefused
@@ -74,6 +76,62 @@ def test_one_redis_and_a_cluster_restore_the_backups_of_each_other(
     events.run(lambda histories: histories.append(some_events(10, start=60)))
     put_back(tmp_path / "again", cluster.url, events.prefix, replace=True)
     assert_same(stored_on(cluster, events.prefix), stored(redis_url, events.prefix))
+
+
+def test_a_cluster_takes_no_histories_of_the_layout_before_the_buckets(
+    cluster: Cluster, events: Events, redis_url: str, tmp_path: Path
+) -> None:
+    async def old() -> None:
+        async with Redis.from_url(redis_url) as redis:
+            await redis.xadd(f"{events.prefix}:events", {"user": "u9", "item": "a"})
+            await redis.rpush(f"{events.prefix}:{{u9}}:history", "1 a")
+
+    asyncio.run(old())
+    make(tmp_path / "backup", redis_url, events.prefix)
+    with pytest.raises(BackupRefused, match=r"a version before the buckets.*one Redis"):
+        put_back(tmp_path / "backup", cluster.url, events.prefix)
+    assert not stored_on(cluster, events.prefix)
+    put_back(tmp_path / "backup", redis_url, f"other-{events.prefix}")
+
+
+def test_another_user_of_the_bucket_of_a_merge_is_as_the_stream_is(redis_url: str, tmp_path: Path) -> None:
+    """The stream of the bucket is read again, so the users with new events in it are as well."""
+    events = Events(redis_url, tmp_path / "export")
+    other = next(f"v{number}" for number in range(9999) if bucket_of(f"v{number}") == bucket_of("u1"))
+
+    class Busy(RedisBackup):
+        histories: Any
+        merged = False
+
+        async def last_erasure(self) -> Any:
+            found = await super().last_erasure()
+            if not self.merged:
+                await self.histories.merge("s1", "u1")
+            return found
+
+        async def merged_since(self, names: Any, since_ms: int) -> Any:
+            if not self.merged:
+                self.merged = True
+                await self.histories.append([Event(other, "new", 3.0, event_id="e")])
+            return await super().merged_since(names, since_ms)
+
+    async def whole(histories: Any) -> None:
+        await histories.append([Event(session_owner("s1"), "a", 1.0), Event("u1", "b", 2.0), Event(other, "old", 1.0)])
+        busy = Busy(connection(redis_url, prefix=events.prefix))
+        busy.histories = histories
+        await create_backup(tmp_path / "backup", busy, None, silent)
+        await busy.close()
+
+    events.run(whole)
+    restored = Events(redis_url, tmp_path / "other", "restored-" + events.prefix)
+    put_back(tmp_path / "backup", restored.url, restored.prefix)
+
+    async def check(histories: Any) -> None:
+        assert [entry.item_id for entry in await histories.entries(other)] == ["old", "new"]
+        await histories.append([Event(other, "new", 3.0, event_id="e")])
+        assert [entry.item_id for entry in await histories.entries(other)] == ["old", "new"]
+
+    restored.run(check)
 
 
 @pytest.mark.parametrize("place", ["cluster", "one Redis"])

@@ -17,7 +17,7 @@ from index.bundle.registry import Registry
 from index.items.item_table import ItemTable
 from service.errors import PushRefused, RetrieverUnavailable, SettingsError
 from service.retrieval.milvus import push as pushing
-from service.retrieval.milvus.client import DIGEST, FoundRows, MilvusAddress, MilvusClient
+from service.retrieval.milvus.client import DIGEST, VECTOR, FoundRows, MilvusAddress, MilvusClient
 from service.retrieval.milvus.collection_record import CURRENT, RECORDS, CollectionRecord, collection_of
 from service.retrieval.milvus.push import BundleRows, Pushed, PushOptions, push
 from tests.support.shops import eventually, other_bundle
@@ -222,6 +222,16 @@ def test_a_collection_without_its_index_is_made_again(
     assert client.has(collection_of(few.id))
     assert push(few, client, PushOptions()).written == 59
     assert client.record(few.id) is not None
+
+
+def test_a_recorded_collection_without_its_index_is_made_again(client: MilvusClient, few: Bundle) -> None:
+    push(few, client, PushOptions())
+    name = collection_of(few.id)
+    client._call("release_collection", collection_name=name)
+    client._call("drop_index", collection_name=name, index_name=VECTOR)
+    assert not client.has_index(name)
+    assert push(few, client, PushOptions()).written == 59
+    assert client.is_loaded(name)
 
 
 def test_collections_that_are_not_loaded_are_loaded(client: MilvusClient, few: Bundle) -> None:

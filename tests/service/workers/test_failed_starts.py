@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from math import inf
@@ -167,3 +168,32 @@ def test_only_sockets_of_the_failed_start_are_closed(parent: Supervisor, monkeyp
         parent._start(parent._workers[0])
         one.send(b"x")
         assert two.recv(1) == b"x"
+
+
+_WITH_FEW_DESCRIPTORS = """
+import os, resource
+from service.workers.fork import _descriptors, forked
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+_descriptors()
+for free in (1, 2, 3, 4, 5):
+    before, held = len(_descriptors()), []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        for descriptor in held[-free:]:
+            os.close(descriptor)
+    try:
+        forked(print, name="w").join()
+    except OSError:
+        pass
+    else:
+        assert free > 3
+    for descriptor in held[:-free]:
+        os.close(descriptor)
+    assert len(_descriptors()) <= before + 1, free  # a process that ran has one until it is closed
+"""
+
+
+def test_nothing_stays_open_where_there_are_no_descriptors_left() -> None:
+    subprocess.run([sys.executable, "-c", _WITH_FEW_DESCRIPTORS], check=True, timeout=60)

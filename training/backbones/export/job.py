@@ -84,7 +84,7 @@ def export_towers(
             f'{model.run}: vlm.family = "{model.config.vlm.family}" reads texts and pictures with one model, which has '
             f"no towers to export; it is for {' and '.join(FAMILIES)}"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists():
         raise ExportError(f"{out}: exists already; choose another --out, or remove it")
     training = model.run / TRAINING_DIRECTORY
     steps = len(MODALITIES) + 1
