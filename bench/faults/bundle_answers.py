@@ -36,13 +36,13 @@ class Right:
         bundle: it.
         queries: (requests, Σd) float32 of the histories.
         histories: of the requests.
-        items: the best ones for each, by a search of its own.
+        items: the best ones for each with their scores, by a search of its own.
     """
 
     bundle: Bundle
     queries: NDArray[np.float32]
     histories: Sequence[Sequence[str]]
-    items: list[list[str]]
+    items: list[list[tuple[str, float]]]
 
     @classmethod
     def of(cls, bundle: Bundle, histories: Sequence[Sequence[str]], k: int) -> "Right":
@@ -51,9 +51,10 @@ class Right:
         for history in histories:
             rows, _ = bundle.ids.rows(history)
             queries.append(bundle.encode([rows[bundle.indexed[rows]]])[0])
-            found = bundle.search(queries[-1][None], k + len(set(history))).rows[0].tolist()
-            ids = [bundle.ids.id(row) for row in found if row >= 0]
-            items.append([item for item in ids if item not in history][:k])
+            found = bundle.search(queries[-1][None], k + len(set(history)))
+            pairs = zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
+            best = [(bundle.ids.id(row), score) for row, score in pairs if row >= 0]
+            items.append([(item, score) for item, score in best if item not in history][:k])
         return cls(bundle, np.stack(queries), histories, items)
 
     def gave(self, number: int, items: Sequence[Mapping[str, Any]]) -> bool:
@@ -63,8 +64,8 @@ class Right:
         """
         ids = [item["item_id"] for item in items]
         rows, unknown = self.bundle.ids.rows(ids)
-        best, given = self.items[number], set(ids)
-        if unknown or len(given) != len(best) or len(given & set(best)) < _SHARED * len(best):
+        best, given = {item for item, _ in self.items[number]}, set(ids)
+        if unknown or len(given) != len(best) or len(given & best) < _SHARED * len(best):
             return False
         if given & set(self.histories[number]):
             return False

@@ -111,7 +111,11 @@ def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path
         body = {"bundle": bundle_id, "strategy": "sequence", "degraded": None, "items": shown}
         return Answered(0, 0.0, 0.001, 200, json.dumps(body).encode())
 
-    assert mixed([answer(first, right[first][0]), answer(second, right[second][0])], right) == []
-    half = right[first][0][:10] + right[second][0][10:]
-    for wrong in (answer(first, right[second][0]), answer(first, half), answer(setup.swaps[2][1], right[first][0])):
+    assert mixed([answer(first, right[first].items[0]), answer(second, right[second].items[0])], right) == []
+    half = right[first].items[0][:10] + right[second].items[0][10:]
+    for wrong in (
+        answer(first, right[second].items[0]),
+        answer(first, half),
+        answer(setup.swaps[2][1], right[first].items[0]),
+    ):
         assert len(mixed([wrong], right)) == 1
