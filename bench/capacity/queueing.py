@@ -2,114 +2,199 @@
 
     python -m bench.capacity.queueing
 
-Calibrates with two runs: at 50 requests a second, where nothing queues (what lies outside of the process, and a search
-alone), and in a closed loop (processor time of event loop and search threads, and the highest rate, to which the
-contention of the threads is fitted). Then it measures at 30, 50 and 70 % of that rate, which the calibration has not
-seen, and simulates the same. Every figure is the median of the rounds. About five minutes on a quiet machine; on a busy
-one neither calibration nor measurement means anything: the file holds the load average before each stage. Writes
-bench/results/queueing.json, and prints a table of them and the coefficients as ``vlm2rec plan
+Calibrates with closed loops of 1 to 64 connections (`bench.capacity.calibration`), and measures at 30, 50 and 70 % of
+the rate of 64 connections in an open loop, which the calibration has not seen. The service is as it starts by default,
+with one worker a core; Redis and the client share its cores, and the simulation has them. Closed and open loops take
+turns, and every figure is the median of the rounds. About five minutes on a quiet machine; on a busy one neither
+calibration nor measurement means anything: the file holds the load average before each round, and the share of the
+cores that the host took. Writes bench/results/queueing.json, and prints a table and the coefficients as ``vlm2rec plan
 --coefficients`` takes them; exit code 1 where a p99 differs by more or a request failed.
 """
 
 import argparse
 import json
+import math
 import os
-import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import redis
 from numpy.typing import NDArray
 
+from bench.capacity.calibration import (
+    CONNECTIONS,
+    Target,
+    by_connections,
+    calibrated,
+    closed_run,
+    open_run,
+    quantiles,
+    together,
+)
 from bench.index.bundles import published
-from bench.load.open_loop import Client, arrivals, requests_of
-from bench.measurements import commit, machine
+from bench.measurements import commit, machine, rounded
 from bench.serving.contenders import OURS
 from bench.serving.plan import ServingPlan
-from bench.serving.running import PATH, RunningContender
 from bench.serving.setting import Setting
-from cli.capacity.queueing import ServiceTimes, closed_loop, fitted_contention, open_loop
+from cli.capacity.cores import SLICE_MS
+from cli.capacity.queueing import ServiceTimes, closed_loop, open_loop
 
 TOLERANCE: Final = 0.25
 SHARES: Final = (0.3, 0.5, 0.7)
-_LOW_RATE: Final = 50.0
-_CONNECTIONS: Final = 64
-_SIMULATED: Final = 30_000
-_STAGE: Final = re.compile(r'vlm2rec_stage_seconds_(sum|count)\{[^}]*stage="(encode|search)"[^}]*\} (\S+)')
+COEFFICIENTS: Final = (
+    *(
+        "loop_ms",
+        "alone_ms",
+        "batch_ms",
+        "search_ms",
+        "redis_ms",
+        "client_ms",
+        "turn_ms",
+        "wake_ms",
+        "contention",
+        "variation",
+    ),
+)
+_SIMULATED: Final = 20_000
+_WARM_S: Final = 3.0
+_IDLE_SHARE: Final = 0.05  # of the rate of 64 connections: no queues
 
 
 def main() -> None:
     """Calibrate, measure, simulate, compare and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=ServingPlan.main)
+    parser.add_argument("--workers", type=int, default=0, help="of the service; 0: as many as it starts by itself")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each open loop")
+    parser.add_argument("--closed-seconds", type=float, default=2.5, help="of each closed loop")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="where the bundle is kept between runs")
     parser.add_argument("--out", type=Path, default=Path("bench/results/queueing.json"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
-    found = compared(options)
+    found = compared(measured(options))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found), coefficients(found, time.strftime("%Y-%m-%d", time.gmtime())), sep="\n\n")
     sys.exit(0 if all(rate["holds"] for rate in found["rates"]) else 1)
 
 
-def compared(options: argparse.Namespace) -> dict[str, Any]:
-    """The calibrated times, and measured and simulated latencies at each rate."""
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All closed loops, and the open ones of each rate together."""
     encoder = options.work / "encoder.onnx"
     if not encoder.exists():
         encoder.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
-    plan = replace(ServingPlan(), main=options.items)
+    plan, cores = replace(ServingPlan(), main=options.items), len(os.sched_getaffinity(0))
     made = published(options.items, options.work, encoder, lambda *_: None)
-    with Setting(plan, {options.items: made}) as setting, setting.start(OURS, options.items, plan.users) as running:
-        setting.closed(running, plan.users, _CONNECTIONS, plan.warm_s)
-        load = [_load()]
-        times, peak = _calibrated(setting, running, plan, options)
-        print(f"peak {peak:.0f}/s, {_said(times)}", file=sys.stderr)
-        rates = []
-        for share in SHARES:
-            rate = share * peak
-            load.append(_load())
-            runs = [_latencies_ms(running, plan.users, rate, options.seconds, n) for n in range(1, options.rounds + 1)]
-            rates.append(verdict(rate, runs, open_loop(times, rate, _SIMULATED)))
-            print(json.dumps(rates[-1]), file=sys.stderr)
+    service = OURS.with_processes(options.workers) if options.workers else OURS.with_default_processes()
+    real_time = os.sched_getscheduler(0) == os.SCHED_RR
+    with Setting(plan, {options.items: made}) as setting, setting.start(service, options.items, plan.users) as running:
+        with redis.Redis.from_url(setting.redis(options.items, plan.users)) as client:
+            target = Target(running, int(client.info("server")["process_id"]), plan.users)
+        closed_run(target, CONNECTIONS[-1], _WARM_S, 0)
+        loads = _loaded(target, options)
     return {
         "items": options.items,
-        "peak": peak,
-        "simulated_peak": closed_loop(times, _CONNECTIONS, _SIMULATED),
-        "times": _said(times),
-        "rates": rates,
-        "load_averages": load,
+        "workers": options.workers or cores,
+        "cores": cores,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "real_time": real_time,
+        "slice_ms": 1_000 * os.sched_rr_get_interval(0) if real_time else SLICE_MS,
+        **loads,
         "machine": machine(),
         "commit": commit(),
     }
 
 
-def verdict(rate: float, runs: list[NDArray[np.float64]], simulated: NDArray[np.float64]) -> dict[str, Any]:
-    """Medians over the rounds beside the simulation, and whether the p99 agree.
+def _loaded(target: Target, options: argparse.Namespace) -> dict[str, Any]:
+    """Closed loops before, between and after the open ones, and the load average before each round."""
+    closed: list[dict[str, Any]] = []
+    opened: dict[float, list[dict[str, Any]]] = {}
+    latencies_ms: dict[float, list[NDArray[np.float64]]] = {}
+    idle: list[dict[str, Any]] = []
+    averages = []
+    for number in range(options.rounds + 1):
+        averages.append(round(os.getloadavg()[0], 2))
+        for rate, found in opened.items():
+            run, of_run = open_run(target, rate, options.seconds, number)
+            found.append(run)
+            latencies_ms[rate].append(of_run)
+            print(json.dumps(rounded(run | quantiles(of_run))), file=sys.stderr)
+        for connections in CONNECTIONS:
+            seed = 100 * number + connections
+            closed.append(closed_run(target, connections, options.closed_seconds, seed))
+        run, of_run = open_run(target, _IDLE_SHARE * closed[-1]["answers_s"], options.seconds, 1_000 + number)
+        idle.append(run | quantiles(of_run))
+        if number == 0:
+            opened = {share * closed[-1]["answers_s"]: [] for share in SHARES}
+            latencies_ms = {rate: [] for rate in opened}
+    rates = [of_rate(opened[rate], latencies_ms[rate]) for rate in opened]
+    return {"closed": rounded(closed), "idle": rounded(idle), "open": rounded(rates), "load_averages": averages}
+
+
+def of_rate(runs: Sequence[dict[str, Any]], latencies_ms: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """The runs at one rate together: quantiles of all their latencies, p99 of each, sums of counts, medians else."""
+    found = together(runs) | {name: sum(run[name] for run in runs) for name in ("answers", "failed")}
+    rounds_ms = [float(np.percentile(of_run, 99)) for of_run in latencies_ms]
+    return found | quantiles(np.concatenate(latencies_ms)) | {"rounds_p99_ms": rounds_ms}
+
+
+def compared(runs: dict[str, Any]) -> dict[str, Any]:
+    """The calibrated times, and measured and simulated latencies at each rate.
 
     Args:
-        rate: requests a second.
-        runs: measured latencies in milliseconds, of each round; NaN for a request that was not answered with 200.
-        simulated: those of the simulation.
+        runs: of `measured`.
     """
-    failed = sum(int(np.isnan(run).sum()) for run in runs)
-    found: dict[str, Any] = {"rate": round(rate, 1), "failed": failed}
+    times = calibrated(
+        runs["closed"], runs["idle"], workers=runs["workers"], cores=runs["cores"], slice_ms=runs["slice_ms"]
+    )
+    return {
+        "times": rounded({name: getattr(times, name) for name in COEFFICIENTS}),
+        "rates": [verdict(run, simulated(times, run["rate"], runs["seconds"])) for run in runs["open"]],
+        "calibration": [against_closed(run, times) for run in by_connections(runs["closed"])],
+        **runs,
+    }
+
+
+def simulated(times: ServiceTimes, rate: float, seconds: float) -> NDArray[np.float64]:
+    """Latencies of open loops as long as the measured ones, at least 20,000 requests in all."""
+    requests = max(1, round(rate * seconds))
+    loops = math.ceil(_SIMULATED / requests)
+    return np.concatenate([open_loop(times, rate, requests, seed) for seed in range(loops)])
+
+
+def against_closed(run: dict[str, Any], times: ServiceTimes) -> dict[str, Any]:
+    """A closed loop beside its simulation: answers a second, and quantiles of latency in milliseconds."""
+    loop = closed_loop(times, int(run["connections"]), _SIMULATED // 3)
+    found = {"connections": run["connections"], "answers_s": run["answers_s"], "simulated_answers_s": loop.rate}
     for percent in (50, 99):
-        measured = statistics.median(float(np.nanpercentile(run, percent)) for run in runs)
-        found[f"p{percent}_ms"] = round(measured, 3)
-        found[f"simulated_p{percent}_ms"] = round(float(np.percentile(simulated, percent)), 3)
+        found[f"p{percent}_ms"] = run[f"p{percent}_ms"]
+        found[f"simulated_p{percent}_ms"] = float(np.percentile(loop.latencies_ms, percent))
+    return dict(rounded(found))
+
+
+def verdict(measured: dict[str, Any], simulated_ms: NDArray[np.float64]) -> dict[str, Any]:
+    """Measured latencies beside the simulation, and whether the p99 agree.
+
+    Args:
+        measured: of `of_rate`.
+        simulated_ms: latencies of the simulation.
+    """
+    found: dict[str, Any] = {"rate": round(measured["rate"], 1), "failed": measured["failed"]}
+    for percent in (50, 99):
+        found[f"p{percent}_ms"] = round(measured[f"p{percent}_ms"], 3)
+        found[f"simulated_p{percent}_ms"] = round(float(np.percentile(simulated_ms, percent)), 3)
     found["difference"] = round(found["simulated_p99_ms"] / found["p99_ms"] - 1, 3)
-    return found | {"holds": failed == 0 and abs(found["difference"]) <= TOLERANCE}
+    return found | {"holds": found["failed"] == 0 and abs(found["difference"]) <= TOLERANCE}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -131,94 +216,12 @@ def coefficients(found: dict[str, Any], date: str) -> str:
         found: of a run.
         date: of the run, as year-month-day.
     """
-    times = found["times"]
-    values = {name: times[name] for name in ("loop_ms", "search_ms", "contention")}
-    values["alone"] = round(times["alone_ms"] / times["search_ms"], 2)
-    values |= {name: times[name] for name in ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")}
     return "\n".join(
-        f'[{name}]\nvalue = {value}\nunit = "{"ms" if name.endswith("_ms") else "ratio"}"\nbasis = "measured"\n'
-        f'source = "bench/results/queueing.json, {found["items"]:,} items"\ndate = "{date}"\n'
+        f'[{name}]\nvalue = {found["times"][name]}\nunit = "{"ms" if name.endswith("_ms") else "ratio"}"\n'
+        f'basis = "measured"\nsource = "bench/results/queueing.json, {found["items"]:,} items"\ndate = "{date}"\n'
         'command = "python -m bench.capacity.queueing"\n'
-        for name, value in values.items()
+        for name in COEFFICIENTS
     )
-
-
-def _calibrated(
-    setting: Setting, running: RunningContender, plan: ServingPlan, options: argparse.Namespace
-) -> tuple[ServiceTimes, float]:
-    """The times of the process, and the answers a second of a closed loop."""
-    peaks, loops_ms, searches_ms = [], [], []
-    for _ in range(options.rounds):
-        before = running.thread_seconds()
-        began = time.perf_counter()
-        good = setting.closed(running, plan.users, _CONNECTIONS, plan.closed_s)["good"]
-        answered = good * (time.perf_counter() - began)
-        after = running.thread_seconds()
-        peaks.append(good)
-        loops_ms.append(1_000 * (after[0] - before[0]) / answered)
-        searches_ms.append(1_000 * (after[1] - before[1]) / answered)
-    earlier = _stages(running.port)
-    latencies_ms = np.concatenate(
-        [_latencies_ms(running, plan.users, _LOW_RATE, options.seconds, 100 + n) for n in range(options.rounds)]
-    )
-    latencies_ms = latencies_ms[~np.isnan(latencies_ms)]
-    alone_ms = _mean_ms(earlier, _stages(running.port))
-    loop_ms, peak = statistics.median(loops_ms), statistics.median(peaks)
-    times = ServiceTimes(
-        loop_ms=loop_ms,
-        search_ms=statistics.median(searches_ms),
-        alone_ms=alone_ms,
-        outside_ms=np.maximum(latencies_ms - loop_ms - alone_ms, 0).tolist(),
-        threads=min(machine()["cores"], 4),
-        cores=machine()["cores"],
-    )
-    return fitted_contention(times, peak, _CONNECTIONS), peak
-
-
-def _latencies_ms(running: RunningContender, users: int, rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Latencies of the requests, from the moment each was due; NaN where the answer is not a 200."""
-    order = np.random.default_rng(seed).integers(users, size=4_096).tolist()
-    bodies = [running.contender.body({"user_id": f"user-{user:06d}", "k": 20}) for user in order]
-    client = Client(running.port)
-    try:
-        client.run(requests_of(PATH, bodies), time.perf_counter() + 0.05 + arrivals(rate, seconds, seed))
-    finally:
-        client.close()
-    due, answered, status, *_ = np.array(client.records).T
-    latencies: NDArray[np.float64] = np.where(status == 200, 1_000 * (answered - due), np.nan)
-    return latencies
-
-
-def _load() -> float:
-    """The load average of the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def _stages(port: int) -> dict[tuple[str, str], float]:
-    """Sum and count of the stages `encode` and `search`."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    found: dict[tuple[str, str], float] = {}
-    for kind, stage, value in _STAGE.findall(text):
-        found[stage, kind] = found.get((stage, kind), 0.0) + float(value)
-    return found
-
-
-def _mean_ms(before: dict[tuple[str, str], float], after: dict[tuple[str, str], float]) -> float:
-    """Mean time of encoding and searching between two readings."""
-    grown = {key: after[key] - before.get(key, 0.0) for key in after}
-    return sum(1_000 * grown[stage, "sum"] / grown[stage, "count"] for stage in ("encode", "search"))
-
-
-def _said(times: ServiceTimes) -> dict[str, float]:
-    quantiles = dict(zip(("p50", "p90", "p99"), np.percentile(times.outside_ms, [50, 90, 99]).tolist(), strict=True))
-    return {
-        "loop_ms": round(times.loop_ms, 4),
-        "search_ms": round(times.search_ms, 4),
-        "alone_ms": round(times.alone_ms, 4),
-        "contention": round(times.contention, 3),
-        **{f"outside_{name}_ms": round(value, 3) for name, value in quantiles.items()},
-    }
 
 
 if __name__ == "__main__":

@@ -74,6 +74,21 @@ class Client:
         self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due in (*(d for _, d in waiting), *moments[number:])]
         self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, *_ in self._busy.values()]
 
+    def run_closed(self, requests: Sequence[bytes], connections: int, seconds: float) -> None:
+        """Send a request on each of some connections after its previous answer, for seconds; it is due when sent."""
+        until, number = time.perf_counter() + seconds, 0
+        while (now := time.perf_counter()) < until or self._busy:
+            while now < until and len(self._busy) < connections:
+                self._send(requests[number % len(requests)], now)
+                number += 1
+            self._alarm(until)  # a turn costs as much as one of `run`
+            for descriptor, _ in self._poll.poll(_PATIENCE_S):
+                if descriptor != self._timer:
+                    self._receive(descriptor)
+            if now > until + _PATIENCE_S:
+                break
+        self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, *_ in self._busy.values()]
+
     def close(self) -> None:
         """Close every connection."""
         for connection in self._sockets.values():

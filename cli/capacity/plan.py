@@ -41,6 +41,9 @@ def plan(
     workers: Annotated[
         int, typer.Option(min=0, max=64, help="Worker processes of a replica.", show_default="one a core")
     ] = 0,
+    dedicated: Annotated[
+        bool, typer.Option("--dedicated", help="Redis and clients do not share the cores of a replica.")
+    ] = False,
     replica_gib: Annotated[
         float, typer.Option(min=0.5, help="Most memory of a replica; a larger catalogue is searched in Milvus.")
     ] = 64.0,
@@ -72,6 +75,7 @@ def plan(
         load=load,
         cores=cores,
         workers=workers,
+        dedicated=dedicated,
         replica_gib=replica_gib,
         redis_gib=redis_gib,
         milvus_gib=milvus_gib,
