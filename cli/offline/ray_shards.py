@@ -72,11 +72,19 @@ def check_engine(engine: str, address: str | None, most: int | None, storage: st
 
 
 def ray_shards(
-    dataset: "Dataset", run: Path, *, address: str | None, most: int | None, threads: int | None, storage: str | None
-) -> "EncodeShards":
+    engine: str,
+    dataset: "Dataset",
+    run: Path,
+    *,
+    address: str | None,
+    most: int | None,
+    threads: int | None,
+    storage: str | None,
+) -> "EncodeShards | None":
     """Let the workers of a Ray cluster make shards; it is connected to only while there are some to be made.
 
     Args:
+        engine: ``ray``; of any other one the result is None.
         dataset: the catalogue.
         run: the run directory, with the model.
         address: of the cluster; None: one on this machine, for the job.
@@ -87,6 +95,8 @@ def ray_shards(
     Raises:
         EmbeddingsError: the object store cannot be written.
     """
+    if engine != "ray":
+        return None
     from training.embedding.distributed.shard_storage import ShardStorage
     from training.embedding.distributed.shard_worker import ShardJob
 

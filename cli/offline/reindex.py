@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from training.embedding.job import Progress
     from training.nightly.record import ReindexRecord
     from training.nightly.reindex import Findings, ReindexJob
+    from training.nightly.volume_bounds import VolumeBounds
 
 _EXIT_REFUSED = 1
 _EXIT_BAD_INPUT = 2
@@ -121,26 +122,21 @@ def reindex(
             from cli.online.index import read_evaluation
             from training.data.dataset import load_dataset
             from training.nightly.reindex import ReindexJob
-            from training.nightly.volume_bounds import VolumeBounds
 
             _check_files(json_file, textfile)
             target = published_at(registry)
             if not dry_run:
                 _check_places(run, target)
             set_torch_threads(threads)
-            volume = VolumeBounds.read(bounds, bound or [])
-            others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
+            volume, others = _bounds(bounds, bound or [])
             spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads, fresh_share)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
-            spare = partial(_in_use, redis)
-            if keep is not None and not dry_run:
-                spare()  # a wrong URL ends the job before hours of work, and not after it
-            shards = None
-            if engine == "ray" and not dry_run:
-                shards = ray_shards(
-                    dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
-                )
+            spare = _spare(redis, ask_now=keep is not None and not dry_run)
+            by = "process" if dry_run else engine
+            shards = ray_shards(
+                by, dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
+            )
             job = ReindexJob(run, dataset, target, spec, figures, keep, force, trust_times, spare, volume, shards)
             _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 
@@ -151,6 +147,28 @@ def reindex(
             _export_metrics(record, run, textfile, pushgateway)
     if record.exit_code:
         raise typer.Exit(record.exit_code)
+
+
+def _bounds(file: Path | None, options: list[str]) -> "tuple[VolumeBounds, list[str]]":
+    """The bounds of what may be lost, and the options that name others."""
+    from training.nightly.volume_bounds import VolumeBounds
+
+    names = VolumeBounds.names()
+    others = [option for option in options if option.partition("=")[0].strip() not in names]
+    return VolumeBounds.read(file, options), others
+
+
+def _spare(redis: str | None, *, ask_now: bool) -> Callable[[], frozenset[str] | None]:
+    """Asks which bundles `--keep` spares.
+
+    Args:
+        redis: URL of the service's Redis.
+        ask_now: also now, so that a wrong URL ends the job before hours of work and not after it.
+    """
+    spare = partial(_in_use, redis)
+    if ask_now:
+        spare()
+    return spare
 
 
 def _in_use(redis: str | None) -> frozenset[str] | None:

@@ -243,11 +243,9 @@ def embed(
     if dry_run:
         _would_embed(dataset, model, trust_times=trust_times)
         return
-    encode_shards = None
-    if engine == "ray":
-        encode_shards = ray_shards(
-            dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
-        )
+    encode_shards = ray_shards(
+        engine, dataset, run, address=ray_address, most=ray_workers, threads=threads, storage=ray_storage
+    )
     with run_lock(run), writing_run(run):
         embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
 

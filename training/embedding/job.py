@@ -23,11 +23,11 @@ from index.items.item_table import ITEM_ID
 from training.backbones.identity import LICENCES, differences
 from training.config.types import MODALITIES
 from training.data.dataset import Dataset
+from training.data.tables.row_lookup import RowLookup
 from training.embedding.catalogue_encoder import RowEncoder, Vectors, catalogue_encoder
 from training.embedding.content_hashes import PICTURE_HASH, ContentHashes, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
 from training.embedding.plan import EmbeddingPlan, remove_work
-from training.embedding.row_lookup import RowLookup
 from training.embedding.store import (
     EMBEDDINGS_FILE,
     UNREADABLE_FILE,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bundle.integrity import sync_directory, sync_file
+from index.bundle.integrity import sync_directory, sync_file, verify_files
+from index.bundle.manifest import Manifest
 from index.errors import IndexingError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
@@ -37,6 +38,18 @@ _TABLE = re.compile(r"table-(\d{6})")
 _BLOCK_ROWS = 16_384
 _ROUNDING = 0.01
 """Of the length of a vector in float16; calibrated lengths lie further apart."""
+
+
+def inputs_of(bundle: Path) -> dict[str, Any] | None:
+    """The fingerprints of a bundle's inputs; None if no job made it.
+
+    Raises:
+        BundleError: it is damaged; all files are verified.
+    """
+    manifest = Manifest.read(bundle)
+    verify_files(bundle, manifest, "full")
+    found = manifest.model.get(INPUTS)
+    return dict(found) if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 
 from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
-from index.bundle.integrity import verify_files
-from index.bundle.manifest import BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS, Manifest
+from index.bundle.manifest import BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS
 from index.bundle.registries import AnyRegistry
 from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
@@ -34,12 +33,20 @@ from training.backbones.trained_model import TrainedModel
 from training.data.dataset import Dataset
 from training.data.thumbnails import MARK, VERSION, make_thumbnails
 from training.embedding.content_hashes import Delta, metadata_digest
-from training.embedding.job import EncodeShards, Pending, Progress, embed_catalogue, pending_items
+from training.embedding.job import Embedded, EncodeShards, Pending, Progress, embed_catalogue, pending_items
 from training.embedding.plan import work_done
 from training.embedding.store import Embeddings
 from training.encoder.loaded import FittedEncoder
 from training.errors import JobStopped, ReindexError
-from training.nightly.item_updates import INPUTS, KeptTable, keep_table, remap_queries, remove_tables, updated_table
+from training.nightly.item_updates import (
+    INPUTS,
+    KeptTable,
+    inputs_of,
+    keep_table,
+    remap_queries,
+    remove_tables,
+    updated_table,
+)
 from training.nightly.list_updates import current_lists, remove_lists
 from training.nightly.record import ReindexRecord, ReindexState, digest_of
 from training.nightly.volume_bounds import (
@@ -239,18 +246,7 @@ def _publish(
     stopped: Callable[[], bool],
 ) -> None:
     """Run all steps from the shards to the pointer."""
-    config = findings.model.config.embed
-    done = embed_catalogue(
-        job.dataset,
-        findings.pending,
-        findings.model.load,
-        findings.model.embeddings,
-        shard_items=config.shard_items,
-        batch_items=config.batch_items,
-        progress=progress,
-        stopped=stopped,
-        encode_shards=job.encode_shards,
-    )
+    done = _embedded(job, findings, progress, stopped)
     record.encoded, record.resumed = done.encoded, done.resumed
     record.unreadable = dict(done.embeddings.unreadable)
     if findings.before is not None:
@@ -276,18 +272,31 @@ def _publish(
         raise
 
 
+def _embedded(
+    job: ReindexJob,
+    findings: Findings,
+    progress: Progress = lambda _step, _done, _every: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Embedded:
+    """Embed what is wanted, if anything is, and clean up after an earlier job."""
+    config = findings.model.config.embed
+    return embed_catalogue(
+        job.dataset,
+        findings.pending,
+        findings.model.load,
+        findings.model.embeddings,
+        shard_items=config.shard_items,
+        batch_items=config.batch_items,
+        progress=progress,
+        stopped=stopped,
+        encode_shards=job.encode_shards,
+    )
+
+
 def _clean_up(job: ReindexJob, findings: Findings) -> None:
     """Clean up after a job that was killed before its last step."""
     if not findings.pending.wanted.any():
-        config = findings.model.config.embed
-        embed_catalogue(
-            job.dataset,
-            findings.pending,
-            findings.model.load,
-            findings.model.embeddings,
-            shard_items=config.shard_items,
-            batch_items=config.batch_items,
-        )
+        _embedded(job, findings)
     if findings.kept.number:
         remove_tables(job.directory, keep=findings.kept.number)
     remove_lists(job.directory, keep=_mark_of_lists(findings))
@@ -299,7 +308,7 @@ def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, 
     if current is None:
         return None, ("nothing is published yet",)
     try:
-        found = _inputs_of(job.registry.path(current), whole=True)
+        found = inputs_of(job.registry.path(current))
     except BundleError as error:
         return None, (f"the current bundle is damaged: {error}",)
     if found == inputs:
@@ -309,7 +318,7 @@ def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, 
     mine = state.get("published")
     if isinstance(mine, str) and mine != current and state.get("inputs") == inputs:
         try:
-            if _inputs_of(job.registry.path(mine), whole=True) == inputs:
+            if inputs_of(job.registry.path(mine)) == inputs:
                 moved = f"the pointer was moved from {mine}, which has these inputs, to {current}; it is left there"
                 return mine, (moved,)
         except (BundleError, RegistryError):
@@ -317,19 +326,6 @@ def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, 
     if found is None:
         return None, (f"the current bundle {current} was not made by reindex",)
     return None, tuple(f"{name} changed" for name in inputs if found.get(name) != inputs[name])
-
-
-def _inputs_of(bundle: Path, *, whole: bool) -> dict[str, Any] | None:
-    """The fingerprints of a bundle's inputs; None if no job made it.
-
-    Raises:
-        BundleError: it is damaged; ``whole`` verifies all files.
-    """
-    manifest = Manifest.read(bundle)
-    if whole:
-        verify_files(bundle, manifest, "full")
-    found = manifest.model.get(INPUTS)
-    return dict(found) if isinstance(found, dict) else None
 
 
 def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
@@ -380,7 +376,7 @@ def _built(job: ReindexJob, findings: Findings, table: ItemTable, report: Progre
     out = job.directory / _BUILT
     for path in sorted(out.glob("[0-9]*")):
         try:
-            if _inputs_of(path, whole=True) == findings.inputs:
+            if inputs_of(path) == findings.inputs:
                 return path
         except BundleError:
             pass  # built again

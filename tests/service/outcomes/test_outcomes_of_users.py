@@ -8,6 +8,7 @@ from typing import Any
 from service.outcomes.breakdown import experiment_counts
 from service.outcomes.outcomes import Outcomes
 from service.stores.outcomes.answer_records import AnswerRecord
+from service.stores.protocols import session_owner
 from tests.service.outcomes.test_outcomes import MemoryOutcomes, Seen, event, run, sent
 
 
@@ -71,3 +72,35 @@ def test_an_erasure_deletes_an_answer_that_is_being_stored() -> None:
     store, seen = run(check)
     assert set(store.answers) == {"bob"}
     assert seen.results["answer", "kept"] == 2
+
+
+def test_an_event_just_before_an_answer_is_no_outcome_of_it() -> None:
+    """All within one second, as fast clients do: the times of events and answers do not tell them apart."""
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for user in ("anna", session_owner("s1")):
+            session_id = "s1" if user != "anna" else None
+            outcomes.happened([event("a", user=user, session_id=session_id)])
+            outcomes.answered(sent(user, f"r-{user}"))
+            outcomes.happened([event("b", user=user, session_id=session_id)])
+        outcomes.happened([event("c", user="bob", session_id="s2")])  # has logged in; the session is asked for still
+        outcomes.answered(sent(session_owner("s2"), "r3"))
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 3, ("event", "unattributed"): 3, ("event", "attributed"): 2}
+
+
+def test_events_before_answers_of_the_same_users_are_stored_in_few_calls() -> None:
+    """A click, then the next list: with a call for each, a queue that fills faster would be left out."""
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for number in range(400):
+            outcomes.happened([event("a", user=f"user-{number}")])
+            outcomes.answered(sent(f"user-{number}", f"r{number}"))
+            outcomes.happened([event("b", user=f"user-{number}")])
+
+    store, seen = run(check)
+    assert dict(seen.results) == {
+        ("answer", "kept"): 400, ("event", "unattributed"): 400, ("event", "attributed"): 400,
+    }  # fmt: skip
+    assert len(store.calls) < 100

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from training.backbones.efficientnet_lite import SIDE
 from training.backbones.export.tower_graph import TowerEncoder
 from training.backbones.items.dual_encoder import DualEncoder
-from training.backbones.items.efficientnet_lite import SIDE
 from training.backbones.items.text_blocks import TEXT_BLOCKS_FILE, TextBlocks
 from training.backbones.items.towers import ImageTower
 from training.backbones.prompts import PLAIN_TEXT

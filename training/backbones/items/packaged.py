@@ -159,7 +159,7 @@ def _convert_efficientnet(path: Path, directory: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from training.backbones.items.efficientnet_lite import MODEL_TYPE, WEIGHTS_FILE
+    from training.backbones.efficientnet_lite import MODEL_TYPE, WEIGHTS_FILE
 
     stored: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     save_file({name: value.contiguous() for name, value in stored.items()}, directory / WEIGHTS_FILE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from index.items.slots import IMAGE, TEXT
-from training.backbones.items import efficientnet_lite
+from training.backbones import efficientnet_lite
 from training.backbones.items.item_encoder import Inputs, unit_rows
 from training.backbones.items.pooling import TextPooling, pooled
 from training.backbones.pretrained import check_complete, check_pinned, reading

@@ -14,11 +14,11 @@ from index.items.item_table import ITEM_ID
 from training.backbones.identity import differences
 from training.backbones.trained_model import TrainedModel
 from training.data.dataset import load_dataset
+from training.data.tables.row_lookup import RowLookup
 from training.embedding.catalogue_encoder import RowEncoder, catalogue_encoder
 from training.embedding.content_hashes import PICTURE_HASH, TEXT_HASH, read_contents
 from training.embedding.distributed.shard_storage import ShardStorage
 from training.embedding.job import encode_shard
-from training.embedding.row_lookup import RowLookup
 from training.embedding.shards import Shard
 from training.errors import EmbeddingsError
 

@@ -25,10 +25,10 @@ from cli.main import main
 from index.errors import EncoderError
 from index.search.encoder import OnnxModel
 from tests.support.backbones.item_models import write_dual, write_gemma, write_image_model, write_text_encoder
+from training.backbones.efficientnet_lite import EfficientNetLite0
 from training.backbones.export import job, onnx_program, parity
 from training.backbones.export.job import MANIFEST_FILE, export_towers
 from training.backbones.export.parity import check_tower
-from training.backbones.items.efficientnet_lite import EfficientNetLite0
 from training.backbones.items.trained_heads import load_heads
 from training.backbones.trained_model import TrainedModel
 from training.config.run_config import CONFIG_FILE, load_config, to_toml

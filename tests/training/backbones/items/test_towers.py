@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from tests.support.backbones.item_models import TEXTS, check_vectors, pictures, unit
-from training.backbones.items.efficientnet_lite import EfficientNetLite0, EfficientNetLiteTower
+from training.backbones.efficientnet_lite import EfficientNetLite0, EfficientNetLiteTower
 from training.backbones.items.pooling import TextPooling
 from training.backbones.items.towers import TextTower, Towers, TowerSource, load_image_tower, load_text_tower
 from training.errors import BackboneError

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.embedding.row_lookup import RowLookup
+from training.data.tables.row_lookup import RowLookup
 from training.errors import EmbeddingsError
 
 IDS = [f"{prefix}{number}" for prefix in ("", "i", "ä", "item-00", "👟", "Z", "z") for number in range(70)]
