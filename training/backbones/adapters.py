@@ -66,6 +66,7 @@ def load_adapters(model: nn.Module, directory: Path) -> nn.Module:
     """
     try:
         with _without_notices():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # refused below
             made = peft.PeftModel.from_pretrained(cast("Any", model), directory / ADAPTER_DIRECTORY)
         stored = load_file(directory / ADAPTER_DIRECTORY / ADAPTER_WEIGHTS).keys()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -188,6 +188,25 @@ def test_a_fit_that_is_killed_at_the_refit_goes_on_there(
     assert not [*directory.glob("checkpoints*")]
 
 
+def test_a_fit_does_not_go_on_with_another_automatic_batch_size(
+    refitted: Run, ring_dataset: Dataset, config: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may choose another size, and the refit would take it for the epochs of the first one."""
+    marks = []
+
+    def begun(*_: Any, fingerprint: str, **__: Any) -> None:
+        marks.append(fingerprint)
+        raise Killed
+
+    monkeypatch.setattr(job, "fit", begun)
+    automatic = config.model_copy(update={"batch_size": 0})
+    for size in (32, 128, 128):
+        monkeypatch.setattr(job, "automatic_batch_size", lambda *_, size=size: size)
+        with pytest.raises(Killed):
+            fit_run(ring_dataset, Embeddings.load(refitted[0] / "embeddings"), automatic, tmp_path / "encoder")
+    assert marks[0] != marks[1] == marks[2]
+
+
 def _no_epoch(fit: Any) -> Any:
     """The measured fit, but no epoch of it may be trained."""
 

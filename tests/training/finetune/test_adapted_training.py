@@ -91,6 +91,14 @@ def test_the_trained_adapters_embed_every_item(
     path = model / "adapter" / "adapter_model.safetensors"
     save_file({key: value + 1 for key, value in adapters(model).items()}, path)
     assert TrainedModel.of(run).provenance["weights"] != before
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BackboneError, match=r"the adapters cannot be loaded .*train again"):
+        TrainedModel.of(run).load()
+    path.write_bytes(whole)
+    save_file({key: value for key, value in adapters(model).items() if ".text_model." in key}, path)
+    with pytest.raises(BackboneError, match=r"of another model, or incomplete \(\d+ weights differ\); train again"):
+        TrainedModel.of(run).load()
     path.unlink()
     with pytest.raises(BackboneError, match=r"the adapters cannot be loaded .*train again"):
         TrainedModel.of(run).load()

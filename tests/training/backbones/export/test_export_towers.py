@@ -251,6 +251,15 @@ def test_an_export_is_never_overwritten(
     assert (out / MANIFEST_FILE).read_bytes() == before
 
 
+def test_an_empty_directory_exists_already_too(
+    exported: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), tmp_path):
+        with pytest.raises(ExportError, match="exists already; choose another --out"):
+            export_towers(TrainedModel.of(exported[0]), out)
+
+
 def test_the_manifest_names_every_file_the_licences_and_no_path(exported: tuple[Path, Path, str]) -> None:
     run, out, _ = exported
     manifest = json.loads((out / MANIFEST_FILE).read_text())

@@ -193,3 +193,19 @@ def test_a_worker_with_another_disk_is_found_out(pools: Pools, tmp_path: Path) -
     pools.prepare = prepare
     with pytest.raises(EmbeddingsError, match="has no such shard here: it must be on a shared disk"):
         embed(pools.home, encode_shards=pools)
+
+
+def test_a_job_that_was_killed_after_its_last_shard_cleans_up_elsewhere(pools: Pools) -> None:
+    """Objects of a store through which the shards passed may be left."""
+
+    def killed(
+        plan: EmbeddingPlan, numbers: Sequence[int], finished: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> None:
+        pools(plan, numbers, finished, stopped)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(pools.home, encode_shards=killed)
+    asked: list[list[int]] = []
+    assert embed(pools.home, encode_shards=lambda _plan, numbers, *_: asked.append(list(numbers))) == 0
+    assert asked == [[]]
