@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 
 _TOLERANCE: Final = 1e-5
-_SHARED: Final = 0.8  # of the best items of two approximate searches of one bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,52 +27,52 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class OfflineAnswers:
     """What one bundle answers, computed without the service.
 
     Attributes:
         bundle: it.
-        queries: (requests, Σd) float32 of the histories.
         histories: of the requests.
-        items: the best ones for each with their scores, by a search of its own.
+        k: items of an answer.
+        items: the best items of each request with their scores.
     """
 
     bundle: Bundle
-    queries: NDArray[np.float32]
     histories: Sequence[Sequence[str]]
+    k: int
     items: list[list[tuple[str, float]]]
 
     @classmethod
-    def of(cls, bundle: Bundle, histories: Sequence[Sequence[str]], k: int) -> "Right":
-        """Encode all histories and search for k items each."""
-        queries, items = [], []
-        for history in histories:
-            rows, _ = bundle.ids.rows(history)
-            queries.append(bundle.encode([rows[bundle.indexed[rows]]])[0])
-            found = bundle.search(queries[-1][None], k + len(set(history)))
-            pairs = zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
-            best = [(bundle.ids.id(row), score) for row, score in pairs if row >= 0]
-            items.append([(item, score) for item, score in best if item not in history][:k])
-        return cls(bundle, np.stack(queries), histories, items)
+    def of(cls, bundle: Bundle, histories: Sequence[Sequence[str]], k: int) -> "OfflineAnswers":
+        """Search for the items of all histories, each by itself."""
+        return cls(bundle, histories, k, [_best(bundle, items, k, len(set(items))) for items in histories])
 
-    def gave(self, number: int, items: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an answer is this bundle's: its scores for the items, the best first, and nearly all of the best.
+    def has(self, number: int, answer: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an answer is this bundle's: the same items and scores in the same order.
 
-        Two approximate searches need not find the same items: the service searches for another number at once.
+        The service searches a batch for as many items as its longest request needs. A walk through the graph finds
+        others at another depth, so every depth that a batch can have is tried.
         """
-        ids = [item["item_id"] for item in items]
-        rows, unknown = self.bundle.ids.rows(ids)
-        best, given = {item for item, _ in self.items[number]}, set(ids)
-        if unknown or len(given) != len(best) or len(given & best) < _SHARED * len(best):
-            return False
-        if given & set(self.histories[number]):
-            return False
-        scores = np.array([item["score"] for item in items])
-        exact = self.bundle.contributions(self.queries[number][None], rows[None])[0].sum(axis=1)
-        return bool(np.allclose(scores, exact, atol=_TOLERANCE) and (np.diff(scores) <= _TOLERANCE).all())
+        longest = max(len(set(items)) for items in self.histories)
+        depths = (_best(self.bundle, self.histories[number], self.k, more) for more in range(longest + 1))
+        return any(_are_same(answer, items) for items in (self.items[number], *depths))
 
 
-def mixed(answers: Sequence[Answered], right: Mapping[str, Right]) -> list[str]:
+def _best(bundle: Bundle, history: Sequence[str], k: int, more: int) -> list[tuple[str, float]]:
+    """The best items without those of the history; the search is for so many more."""
+    rows, _ = bundle.ids.rows(history)
+    found = bundle.search(bundle.encode([rows[bundle.indexed[rows]]]), k + more)
+    pairs = zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
+    return [(bundle.ids.id(row), score) for row, score in pairs if row >= 0 and row not in set(rows.tolist())][:k]
+
+
+def _are_same(answer: Sequence[Mapping[str, Any]], items: Sequence[tuple[str, float]]) -> bool:
+    if not items or [item["item_id"] for item in answer] != [item for item, _ in items]:
+        return False
+    return bool(np.allclose([item["score"] for item in answer], [score for _, score in items], atol=_TOLERANCE))
+
+
+def mixed(answers: Sequence[Answered], right: Mapping[str, OfflineAnswers]) -> list[str]:
     """Defects of answers: a bundle that may not serve, or items or scores of another bundle."""
     wrong = []
     for answer in answers:
@@ -82,7 +80,7 @@ def mixed(answers: Sequence[Answered], right: Mapping[str, Right]) -> list[str]:
             continue
         body = json.loads(answer.body)
         named = right.get(body["bundle"])
-        is_right = named is not None and named.gave(answer.number, body["items"])
+        is_right = named is not None and named.has(answer.number, body["items"])
         if not is_right or body["strategy"] != "sequence" or body["degraded"] is not None:
             wrong.append(f"request {answer.number}, bundle {body['bundle']}, {body['strategy']}, {body['degraded']}")
     return wrong

@@ -4,9 +4,8 @@
     python -m bench.load.swap --workers 2    # also: until all workers answer from the new bundle
 
 Open-loop Poisson load on `POST /recommend` (half of it with histories stored in Redis) while the pointer of the
-registry moves. No request may fail, and every answer must be that of the bundle it names: it has its exact scores, and
-nearly the items of an offline search. Latency counts from the moment a request was due. Prints and writes JSON; compare
-figures within one file only.
+registry moves. No request may fail, and every answer must equal that of the bundle it names, computed offline. Latency
+counts from the moment a request was due. Prints and writes JSON; compare figures within one file only.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.bundle_answers import Answered, Right, mixed
+from bench.faults.bundle_answers import Answered, OfflineAnswers, mixed
 from bench.index.catalogues import another_night, make_catalogue
 from bench.index.encoder import made_encoder, size_name
 from bench.load.open_loop import Client, arrivals, requests_of
@@ -233,10 +232,11 @@ def store_histories(server: Server, setup: SwapSetup) -> None:
             server.call("/events", {"events": events})
 
 
-def expected(setup: SwapSetup) -> dict[str, Right]:
+def expected(setup: SwapSetup) -> dict[str, OfflineAnswers]:
     """What each good bundle answers."""
     return {
-        bundle_id: Right.of(Bundle.load(setup.registry / bundle_id), setup.histories, K) for bundle_id in setup.good
+        bundle_id: OfflineAnswers.of(Bundle.load(setup.registry / bundle_id), setup.histories, K)
+        for bundle_id in setup.good
     }
 
 

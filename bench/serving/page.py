@@ -107,8 +107,10 @@ def page(read: ServingResults, images: Path, others: Sequence[Path]) -> str:
 
 
 def _encoder(read: ServingResults) -> str:
-    """The size of the encoder of the bundles; where the results do not have it, it was the default."""
-    sizes = sorted({one["encoder"] for one in read.measurements.values() if "encoder" in one}) or [size_name()]
+    """The size of the encoder of the bundles."""
+    sizes = sorted({one["encoder"] for one in read.measurements.values() if one.get("encoder")})
+    if not sizes:
+        return "a size that these results do not have"
     said = " or ".join(f"{layers} layers of {width}" for layers, width in (one.split(" x ") for one in sizes))
     return f"the default size of `fit-encoder`, {said}," if sizes == [size_name()] else said
 

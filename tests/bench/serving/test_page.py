@@ -261,6 +261,9 @@ def test_the_introduction_says_which_encoder_and_lists_the_bundles_have(tmp_path
     assert ("has 20 neighbours in each of three item-to-item lists" in introduction) == (neighbours == 20)
     assert "(experiments/lists.md" in introduction
     assert "`fit-encoder` makes them by default: 50 neighbours, 20 above 250,000 items" in introduction
+    assert "The encoder has a size that these results do not have and random weights" in introduction
+    read.measurements["bundle/100000"] = {"encoder": "2 x 64"} | ABOUT
+    introduction = " ".join(page(read, tmp_path, []).partition("**This run:**")[0].split())
     assert "the default size of `fit-encoder`, 2 layers of 64" in introduction
     read.measurements["bundle/100000"] = {"encoder": "3 x 32"} | ABOUT
     introduction = " ".join(page(read, tmp_path, []).partition("**This run:**")[0].split())
