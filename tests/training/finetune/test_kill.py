@@ -139,15 +139,21 @@ def unbroken(shop: Dataset, parts: LeaveOneOut, directory: Path, config: RunConf
     return directory
 
 
-def test_a_killed_process_goes_on_as_if_nothing_had_happened(
-    shop: Dataset, shop_directory: Path, shop_parts: LeaveOneOut, config: RunConfig, tmp_path: Path
-) -> None:
-    run, step = tmp_path / "run", random.randrange(3, 40)
+def killed_and_resumed(shop_directory: Path, run: Path, config: RunConfig) -> Path:
+    """The directory of a run that was killed at a random step and then came to its end."""
+    step = random.randrange(3, 40)
     process = started(shop_directory, run, config, hold_at=step + 3)
     kill_when(process.pid, lambda: steps_done(run) >= step)
     assert exit_code(process) == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
     assert not (run / "train" / "model").exists()
     assert exit_code(started(shop_directory, run, config)) == 0
+    return run
+
+
+def test_a_killed_process_goes_on_as_if_nothing_had_happened(
+    shop: Dataset, shop_directory: Path, shop_parts: LeaveOneOut, config: RunConfig, tmp_path: Path
+) -> None:
+    run = killed_and_resumed(shop_directory, tmp_path / "run", config)
     assert_same_run(unbroken(shop, shop_parts, tmp_path / "whole", config), run / "train")
 
 
@@ -161,12 +167,7 @@ def test_a_killed_training_of_text_layers_goes_on_as_if_nothing_had_happened(
     }
     changed = config.model_dump() | {"vlm": {"family": "towers", "towers": towers, "heads": {"length": 8}}}
     config = RunConfig.model_validate(changed)
-    run, step = tmp_path / "run", random.randrange(3, 40)
-    process = started(shop_directory, run, config, hold_at=step + 3)
-    kill_when(process.pid, lambda: steps_done(run) >= step)
-    assert exit_code(process) == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
-    assert not (run / "train" / "model").exists()
-    assert exit_code(started(shop_directory, run, config)) == 0
+    run = killed_and_resumed(shop_directory, tmp_path / "run", config)
     whole = unbroken(shop, shop_parts, tmp_path / "whole", config)
     assert_same_lines(whole, run / "train")
     first, second = heads_and_layers(whole), heads_and_layers(run / "train")
