@@ -1,9 +1,11 @@
-"""Trains SASRec on item ids with sampled softmax, fast enough for two CPU cores, and ranks with it on our split.
+"""Trains SASRec or eSASRec on item ids, fast enough for two CPU cores, and ranks with it on our split.
 
 `python -m bench.method.shared_negatives_sasrec DATA --out ranks.parquet`, then `vlm2rec evaluate … --ranks`. Layers and
 settings are those published with arXiv 2508.06450 (:data:`bench.method.sasrec.PUBLISHED`) with one difference: the
 uniform negatives are drawn once for each batch, not once for each position, and padding has no loss. RecTools' run of
 the same settings computes 256 negatives for each of 50 positions of every window, most of which are padding.
+
+`--layers ligr` makes it eSASRec: gated residuals and SwiGLU, the width of which is `--feed` times that of the vectors.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,14 +28,67 @@ from training.encoder.job import split_dataset
 from training.evaluation.evaluate import TargetSet, rank_sets, target_sets
 from training.ranking.saved_ranks import save_ranks
 
-NAME = "SASRec on IDs (shared negatives)"
+NAMES = {"sasrec": "SASRec on IDs (shared negatives)", "ligr": "eSASRec on IDs (shared negatives)"}
+"""Row label of each kind of layers."""
+
 _BATCH = 128
 _VALIDATION_USERS = 5_000
 _CUT = 10
 
 
+class SasrecBlock(nn.Module):
+    """Attention of layer-normed queries to vectors as they are, then a feed-forward part (arXiv 1808.09781)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.feed = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
+        )
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """(B, h, width) of (B, h, width); ``mask`` (B · heads, h, h) is true where a position is not seen."""
+        queries = self.before(vectors)
+        vectors = queries + self.attention(queries, vectors, vectors, attn_mask=mask, need_weights=False)[0]
+        vectors = self.between(vectors)
+        return vectors + cast("Tensor", self.feed(vectors))
+
+
+class SwiGlu(nn.Module):
+    """W₃ (silu(W₁ x) ⊙ W₂ x), ``width`` × ``factor`` wide inside."""
+
+    def __init__(self, width: int, factor: int, dropout: float) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(width, factor * width), nn.Linear(width, factor * width)
+        self.out, self.dropout = nn.Linear(factor * width, width), nn.Dropout(dropout)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(…, width) of (…, width)."""
+        return cast("Tensor", self.out(self.dropout(functional.silu(self.gate(vectors)) * self.value(vectors))))
+
+
+class LigrBlock(nn.Module):
+    """x + σ(W x) ⊙ f(norm(x)) for attention and for SwiGLU, as in eSASRec (arXiv 2508.06450)."""
+
+    def __init__(self, width: int, heads: int, dropout: float, factor: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.feed, self.dropout = SwiGlu(width, factor, dropout), nn.Dropout(dropout)
+        self.attention_gate, self.feed_gate = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """(B, h, width) of (B, h, width); ``mask`` (B · heads, h, h) is true where a position is not seen."""
+        read = self.before(vectors)
+        found = self.attention(read, read, read, attn_mask=mask, need_weights=False)[0]
+        vectors = vectors + self.dropout(found) * torch.sigmoid(self.attention_gate(vectors))
+        found = self.feed(self.between(vectors))
+        return vectors + self.dropout(found) * torch.sigmoid(self.feed_gate(vectors))
+
+
 class Sasrec(nn.Module):
-    """SASRec (arXiv 1808.09781): causal attention over item and position embeddings, one vector for each position.
+    """SASRec or eSASRec: causal blocks over item and position embeddings, one vector for each position.
 
     Args:
         items: of the catalogue; the row ``items`` is padding.
@@ -41,25 +97,30 @@ class Sasrec(nn.Module):
         blocks: of attention and feed-forward.
         heads: of attention.
         dropout: of embeddings, attention and feed-forward.
+        factor: None for the blocks of SASRec, else those of eSASRec: width of SwiGLU, × ``width``.
     """
 
-    def __init__(self, items: int, *, width: int, history: int, blocks: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        items: int,
+        *,
+        width: int,
+        history: int,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        factor: int | None = None,
+    ) -> None:
         super().__init__()
+        self.heads = heads
         self.history = history
         self.items = nn.Embedding(items + 1, width, padding_idx=items)
         self.positions = nn.Embedding(history, width)
         nn.init.xavier_normal_(self.items.weight.data[:items])
         nn.init.xavier_normal_(self.positions.weight.data)
         self.dropout = nn.Dropout(dropout)
-        self.before = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.attention = nn.ModuleList(
-            nn.MultiheadAttention(width, heads, dropout, batch_first=True) for _ in range(blocks)
-        )
-        self.between = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.feed = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
-            )
+        self.blocks = nn.ModuleList(
+            SasrecBlock(width, heads, dropout) if factor is None else LigrBlock(width, heads, dropout, factor)
             for _ in range(blocks)
         )
         self.after = nn.LayerNorm(width)
@@ -72,15 +133,11 @@ class Sasrec(nn.Module):
         vectors = self.dropout(vectors).masked_fill(padding[:, :, None], 0)
         own = torch.eye(length, dtype=torch.bool)
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
-        heads = self.attention[0].num_heads if len(self.attention) else 1
         # A padded position sees itself, or its softmax would be over nothing.
         hidden = (later | padding[:, None, :]) & ~own
-        mask = hidden.repeat_interleave(heads, dim=0)
-        for before, attention, between, feed in zip(self.before, self.attention, self.between, self.feed, strict=True):
-            queries = before(vectors)
-            vectors = queries + attention(queries, vectors, vectors, attn_mask=mask, need_weights=False)[0]
-            vectors = between(vectors)
-            vectors = (vectors + feed(vectors)).masked_fill(padding[:, :, None], 0)
+        mask = hidden.repeat_interleave(self.heads, dim=0)
+        for block in self.blocks:
+            vectors = block(vectors, mask).masked_fill(padding[:, :, None], 0)
         encoded: Tensor = self.after(vectors)
         return encoded
 
@@ -189,13 +246,15 @@ def main() -> int:
         blocks=chosen.blocks,
         heads=chosen.heads,
         dropout=chosen.dropout,
+        factor=chosen.feed if chosen.layers == "ligr" else None,
     )
     epoch = train(model, cut, evenly_spaced(split.parts.validation, _VALIDATION_USERS), known, chosen)
     items = model.items.weight.detach().numpy()[:-1]
-    ranked = rank_sets([part], {NAME: (GivenVectors(user_vectors(model, part.targets.histories), items), known)})
+    name = NAMES[chosen.layers]
+    ranked = rank_sets([part], {name: (GivenVectors(user_vectors(model, part.targets.histories), items), known)})
     save_ranks(chosen.out, ranked)
-    row = ranked[0].measured().row(NAME)
-    print(f"{NAME}, epoch {epoch}, {part.name}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.values.items()))
+    row = ranked[0].measured().row(name)
+    print(f"{name}, epoch {epoch}, {part.name}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.values.items()))
     return 0
 
 
@@ -210,6 +269,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--layers", choices=sorted(NAMES), default="sasrec")
+    parser.add_argument("--feed", type=int, default=1, help="width of SwiGLU in ligr layers, × factors")
     parser.add_argument("--negatives", type=int, default=1_024, help="uniform negatives shared by a batch")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=200)

@@ -1,4 +1,4 @@
-"""SASRec with shared negatives: causal, blind to padding, and able to learn what always comes next."""
+"""SASRec and eSASRec with shared negatives: causal, blind to padding, and able to learn what always comes next."""
 
 import argparse
 
@@ -6,16 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from bench.method.shared_negatives_sasrec import Sasrec, batch_loss, padded, train, user_vectors
+from bench.method.shared_negatives_sasrec import LigrBlock, Sasrec, batch_loss, padded, train, user_vectors
 from training.data.sequences import Targets
 
 ITEMS = 12
 
 
+@pytest.fixture(params=[None, 2], ids=["sasrec", "ligr"])
+def factor(request: pytest.FixtureRequest) -> int | None:
+    """Width of SwiGLU, × that of the vectors."""
+    chosen: int | None = request.param
+    return chosen
+
+
 @pytest.fixture
-def model() -> Sasrec:
+def model(factor: int | None) -> Sasrec:
     torch.manual_seed(0)
-    return Sasrec(ITEMS, width=8, history=6, blocks=2, heads=2, dropout=0.0).eval()
+    return Sasrec(ITEMS, width=8, history=6, blocks=2, heads=2, dropout=0.0, factor=factor).eval()
+
+
+def test_gates_that_are_shut_leave_a_block_of_esasrec_out() -> None:
+    torch.manual_seed(0)
+    block = LigrBlock(8, 2, 0.0, 2)
+    vectors, seen = torch.randn(3, 4, 8), torch.zeros(6, 4, 4, dtype=torch.bool)
+    assert not torch.allclose(block(vectors, seen), vectors)
+    for gate in (block.attention_gate, block.feed_gate):
+        torch.nn.init.constant_(gate.bias, -1e4)
+    torch.testing.assert_close(block(vectors, seen), vectors)
 
 
 def test_a_later_item_changes_no_earlier_vector(model: Sasrec) -> None:
@@ -44,9 +61,9 @@ def test_a_target_is_no_negative_of_itself(model: Sasrec) -> None:
     assert loss.item() == 0  # every negative drawn is the target
 
 
-def test_training_learns_what_always_comes_next() -> None:
+def test_training_learns_what_always_comes_next(factor: int | None) -> None:
     torch.manual_seed(0)
-    model = Sasrec(ITEMS, width=16, history=6, blocks=1, heads=1, dropout=0.0)
+    model = Sasrec(ITEMS, width=16, history=6, blocks=1, heads=1, dropout=0.0, factor=factor)
     circle = np.arange(4 * ITEMS) % ITEMS
     cut = [circle[start : start + 5] for start in range(3 * ITEMS)]
     validation = Targets([circle[:3]] * 4, np.array([3, 3, 3, 3]), ["a", "b", "c", "d"])
