@@ -8,7 +8,8 @@ counts: pages of mapped files are dropped when memory is short. Writes JSON to b
 
 Stages: `check` is `vlm2rec data check`; `load` reads what `train`, `embed`, `evaluate` and `reindex` read first;
 `embed` is all of `vlm2rec embed` but the model: made vectors of 32 dimensions take its place; `encode` is the same with
-an encoder of items in this process, whose text vectors of 768 dimensions are made; `evaluate` splits the histories.
+an encoder of items in this process, whose text vectors of 768 dimensions are made, and needs 12 GB of disk for each
+million items meanwhile; `evaluate` splits the histories.
 """
 
 import argparse
