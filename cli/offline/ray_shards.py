@@ -97,6 +97,7 @@ def ray_shards(
     """
     if engine != "ray":
         return None
+    from training.embedding.distributed.read_features import features_read
     from training.embedding.distributed.shard_storage import ShardStorage
     from training.embedding.distributed.shard_worker import ShardJob
 
@@ -131,7 +132,8 @@ def ray_shards(
                 waiting.discard(number)
         if waiting:
             job = job_of(plan)
-            job = replace(job, storage=objects.url, interactions=objects.put_run(run, job.interactions))
+            sent = objects.put_run(run, job.interactions, features=features_read(run, plan))
+            job = replace(job, storage=objects.url, interactions=sent)
             _encode(job, address, most, plan, sorted(waiting), finished, stopped, collect)
         objects.remove()
 

@@ -102,7 +102,8 @@ class BatchRoutes:
         bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in requests]
         trace.lap("parse")
-        histories = BatchHistories(self._histories, _owners(bundle, members), self._turns, _sessions_alone(members))
+        read = [] if trace.overloaded else members  # under overload no history is used
+        histories = BatchHistories(self._histories, _owners(bundle, read), self._turns, _sessions_alone(read))
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(

@@ -42,7 +42,7 @@ class RowEncoder(Protocol):
 
 
 def catalogue_encoder(
-    embedding: "Embedding | ItemEmbedding", dataset: Dataset, *, picture_bytes: int = 0
+    embedding: "Embedding | ItemEmbedding", dataset: Dataset, *, picture_bytes: int = 0, keep_vectors: bool = False
 ) -> RowEncoder:
     """The encoder of a catalogue for a trained model of any family.
 
@@ -50,9 +50,11 @@ def catalogue_encoder(
         embedding: a trained model.
         dataset: the catalogue.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
+        keep_vectors: keep what an encoder of items gives for each item, as histories share items; its memory grows with
+            the items that were encoded.
     """
     if isinstance(embedding, ItemEmbedding):
-        return ItemRowEncoder(embedding, dataset)
+        return ItemRowEncoder(embedding, dataset, keep_vectors=keep_vectors)
     return CatalogueEncoder(embedding, dataset, picture_bytes=picture_bytes)
 
 

@@ -16,7 +16,7 @@ from training.embedding.store import Embeddings
 from training.embedding.unused_vectors import CONTENT, CONTENT_OF, PLACE, SLOT, UnusedVectors, contents_of, next_unused
 
 _NORM_TOLERANCE = 1e-3
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS = 8_192
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from training.backbones.items.trained_heads import ItemEmbedding
     from training.backbones.vlm import Embedding
 
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS = 8_192
 Finished = Callable[[int], None]
 """Called with the number of each finished shard."""
 

@@ -35,7 +35,7 @@ _INCOMPLETE = ".*.part"  # incomplete files of a killed job
 _OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NORM_TOLERANCE = 1e-3
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS = 8_192
 
 
 @dataclass(frozen=True)

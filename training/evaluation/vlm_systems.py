@@ -194,7 +194,9 @@ class _Encoding:
         if self._encoder is None:
             from training.embedding.catalogue_encoder import catalogue_encoder
 
-            self._encoder = catalogue_encoder(self._model.load(), self._dataset, picture_bytes=self._picture_bytes)
+            self._encoder = catalogue_encoder(
+                self._model.load(), self._dataset, picture_bytes=self._picture_bytes, keep_vectors=True
+            )
         return self._encoder
 
 

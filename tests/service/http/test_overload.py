@@ -336,6 +336,30 @@ def test_above_half_of_the_bound_every_response_is_popular_items(open_client: Op
         assert 'vlm2rec_degraded_total{reason="overload"} 3.0' in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("who", [{"session_id": "s"}, {"user_id": "u"}, {"user_id": "u", "session_id": "s"}])
+def test_above_half_of_the_bound_redis_is_not_asked_for_histories_and_users(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, who: dict[str, str]
+) -> None:
+    """Nobody would use what it says, and it has enough to do."""
+    asked = []
+    with open_client() as client:
+        histories: Any = client.app.state.histories  # type: ignore[attr-defined]
+        for name in ("entries", "impressions", "merged_into"):
+
+            async def counted(owner: str, name: str = name, ask: Any = getattr(histories, name)) -> Any:  # noqa: B008 - the bound one
+                asked.append(name)
+                return await ask(owner)
+
+            monkeypatch.setattr(histories, name, counted)
+        for ask in (("/recommend", who), ("/recommend/batch", {"requests": [who, who]})):
+            answer = answered_under_overload(client, ask)
+            for one in answer.get("answers", [answer]):
+                assert (one["strategy"], one["degraded"]) == ("popular", "overload")
+        assert not asked
+        client.post("/recommend/batch", json={"requests": [who]})
+        assert "entries" in asked
+
+
 def test_the_time_to_refuse_is_counted_until_the_refusal_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     computed = PreparedRefusal.to
 

@@ -1,5 +1,6 @@
 """Adapters in a dual encoder: trained with its heads, killed, resumed, embedded, and exported."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,35 @@ def test_a_killed_run_with_adapters_resumes_with_the_same_result(
     learned = {key for key, value in adapters(whole).items() if "lora_B" in key and value.any()}
     assert any("text_model" in key for key in learned)
     assert any("vision_model" in key for key in learned)
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_cached_gradients_train_the_same_adapters_and_heads(
+    name: str, shop: Dataset, shop_parts: LeaveOneOut, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of each step are the same, also with dropout, which is drawn again as it was."""
+    directory, encode, passes = write_dual(tmp_path / name, name), DualEncoder.encode, list[bool]()
+
+    def counted(self: DualEncoder, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        passes.append(torch.is_grad_enabled())
+        return encode(self, modality, inputs)
+
+    monkeypatch.setattr(DualEncoder, "encode", counted)
+    models, counts = [], []
+    for cached in (False, True):
+        passes.clear()
+        config = adapted(small, directory, train__cached_gradients=cached)
+        models.append(train(shop, shop_parts, tmp_path / f"cached-{cached}", config))
+        counts.append(sum(passes))
+    assert counts[1] == 2 * counts[0] > 0  # each group is encoded again in the backward pass
+    for read in (adapters, lambda model: load_file(model / "heads.safetensors")):
+        first, second = map(read, models)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    lines = [(model.parent / "log.jsonl").read_text().splitlines() for model in models]
+    steps = [[(step["loss"], step["gradient_norm"]) for step in map(json.loads, log)] for log in lines]
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 6
+    assert any(value.any() for key, value in adapters(models[0]).items() if "lora_B" in key)
 
 
 @pytest.mark.parametrize("name", ["siglip", "clip"])

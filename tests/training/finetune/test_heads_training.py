@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,9 +119,9 @@ def test_embedding_takes_known_contents_from_the_stored_vectors_and_encodes_the_
     encoded: list[int] = []
     place = ItemRowEncoder._place
 
-    def watched(self: ItemRowEncoder, modality: str, rows: list[int], inputs: dict[str, torch.Tensor]) -> None:
+    def watched(self: ItemRowEncoder, modality: str, rows: list[int], *rest: Any) -> None:
         encoded.extend(rows)
-        place(self, modality, rows, inputs)
+        place(self, modality, rows, *rest)
 
     monkeypatch.setattr(ItemRowEncoder, "_place", watched)
     pending = pending_items(changed, trained.provenance, trained.embeddings)

@@ -68,6 +68,11 @@ class HeadsDescription:
     text_layers: int = 0
     adapted: bool = False
 
+    @property
+    def trained(self) -> frozenset[str]:
+        """Modalities of which layers or adapters of the encoder were trained, so that stored vectors are not its."""
+        return frozenset(MODALITIES if self.adapted else (TEXT,) if self.text_layers else ())
+
     @classmethod
     def read(cls, directory: Path) -> "HeadsDescription":
         """Read ``vlm2rec.json``.
@@ -197,5 +202,4 @@ def load_heads(directory: Path, features: Path, *, attention: str | None = None)
         raise BackboneError(
             f"{directory}: the heads read vectors of {heads.dims}, the encoder gives {given}; train the model again"
         )
-    trained = frozenset(MODALITIES if described.adapted else (TEXT,) if described.text_layers else ())
-    return ItemEmbedding(source, encoder, heads, features, heads_provenance(directory), blocks, trained)
+    return ItemEmbedding(source, encoder, heads, features, heads_provenance(directory), blocks, described.trained)

@@ -2,7 +2,7 @@
 
 Below the URL lies ``<plan>/``, which goes when the shards are put together:
 
-``run/``         model and configuration of the run, the frozen encoder's stored vectors, and other interactions
+``run/``         model and configuration of the run, stored vectors that workers read, and other interactions
 ``run.json``     hashes of these files; written after them, so that a job that goes on sends nothing twice
 ``NNNNNN.npz``   finished shards, with the bytes that they have on a disk
 
@@ -34,7 +34,8 @@ _RUN: Final = "run"
 _HASHES: Final = "run.json"
 _LARGEST_HASHES: Final = 16 << 20
 _SHARD: Final = ".npz"
-_PARTS: Final = (CONFIG_FILE, f"{TRAINING_DIRECTORY}/{MODEL_DIRECTORY}", f"{TRAINING_DIRECTORY}/{FEATURES_DIRECTORY}")
+_MODEL: Final = f"{TRAINING_DIRECTORY}/{MODEL_DIRECTORY}"
+_FEATURES: Final = f"{TRAINING_DIRECTORY}/{FEATURES_DIRECTORY}"
 
 
 class ShardStorage:
@@ -74,12 +75,13 @@ class ShardStorage:
             self._objects.write(key, b"1")
             self._objects.delete([key])
 
-    def put_run(self, run: Path, interactions: Path | None = None) -> Path | None:
+    def put_run(self, run: Path, interactions: Path | None = None, *, features: Path | None) -> Path | None:
         """Send what workers need, unless it is there already.
 
         Args:
             run: the run directory.
             interactions: a file or folder outside the data set.
+            features: see :func:`training.embedding.distributed.read_features.features_read`.
 
         Returns:
             Its path below :meth:`run`.
@@ -88,7 +90,9 @@ class ShardStorage:
             EmbeddingsError: the store does not take it.
             OSError: a file cannot be read.
         """
-        files = {f"{part}{below}": path for part in _PARTS for below, path in _files(run / part)}
+        parts = {CONFIG_FILE: run / CONFIG_FILE, _MODEL: run / _MODEL}
+        parts |= {} if features is None else {_FEATURES: features}
+        files = {f"{part}{below}": path for part, place in parts.items() for below, path in _files(place)}
         sent = None
         if interactions is not None:
             sent = Path(f"interactions{interactions.suffix}")
