@@ -17,7 +17,6 @@ MOST_MERGES: Final = 1000
 
 _SEPARATOR: Final = "\x1f"
 _KEYS_OF_USER: Final = 4
-_HISTORY: Final = 1  # of these keys
 
 
 class AppendCall(NamedTuple):
@@ -89,27 +88,25 @@ def append_call(prefix: str, old_stream: str, events: Sequence[Event]) -> Append
     timestamp, seconds = "", math.nan
     for event in events:
         owner, stored_in = event.user_id, event.stored_in
-        place = 0
-        if stored_in == "history":
-            place = first[owner] + _HISTORY
-        elif stored_in == "impressions":
-            place = impressions.get(owner, 0)
-            if not place:
+        list_key: bool | int = stored_in == "history"
+        if stored_in == "impressions":
+            list_key = impressions.get(owner, 0)
+            if not list_key:
                 keys.append(keys_of(prefix, owner).impressions)
-                place = impressions[owner] = len(keys)
+                list_key = impressions[owner] = len(keys)
         if event.timestamp != seconds:  # events of a bulk that have none share that of their arrival
             seconds = event.timestamp
             timestamp = _number(seconds)
         values += (
             first[owner],
-            place,
+            list_key,
             event.event_id or "",
             owner,
             event.item_id,
             timestamp,
             event.type or "",
             event.request_id or "",
-            0 if event.session_id is None and event.value is None and event.arm is None else _further_fields(event),
+            _further_fields(event) if event.session_id or event.value is not None or event.arm else False,
         )
     return AppendCall(keys, [len(owners), len(keys), orjson.dumps([sessions, values])], owners)
 

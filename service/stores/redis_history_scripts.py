@@ -65,8 +65,9 @@ end
 #
 # The last one is JSON, as an argument of its own for each value takes both sides several times as long: a list of two
 # flat lists. A session has two values, the positions in KEYS of its first key and of the key of its merges. An event
-# has nine: the positions of the first key of its user and of the list that gets it (0: none); its id, user, item,
-# timestamp, type and request id, all text; and a list of names and values of further fields (0: none).
+# has nine: the position of the first key of its user; which list gets it (true: the history, false: none, else the
+# position of its key); its id, user, item, timestamp, type and request id, all text; and a list of names and values of
+# further fields (false: none).
 #
 # Returns how many events were stored, how many were cut at the cap before they were exported (without an exporter none
 # counts as such), then the number, counted from 0, of each event that was not stored again as its id is known.
@@ -172,7 +173,7 @@ local no_fields = {}
 local function add(run, stream, id, at)
     return run('XADD', stream, id, 'user_id', values[at + 3], 'item_id', values[at + 4],
         'timestamp', values[at + 5], 'type', values[at + 6], 'event_id', values[at + 2],
-        'request_id', values[at + 7], unpack(values[at + 8] == 0 and no_fields or values[at + 8]))
+        'request_id', values[at + 7], unpack(values[at + 8] or no_fields))
 end
 local events, at, doing = #values, 1, ''
 local ids, new_ids, added, stored, known = {}, {}, {}, 0, {}
@@ -205,12 +206,12 @@ local function store()
                 new_ids[user] = before + 1
             end
             doing = 'rpush'
-            if list > 0 then
+            if list then
                 if timestamp ~= values[at + 5] then
                     timestamp, time = values[at + 5], tonumber(values[at + 5])
                 end
                 local entry = values[at + 4] .. '\\31' .. timestamp .. '\\31' .. values[at + 6]
-                if list == user + 1 then
+                if list == true then
                     push(user, entry)
                 else
                     impressions[list] = call('RPUSH', KEYS[list], entry)
@@ -243,8 +244,8 @@ local function take_back(at, steps)
             redis.pcall('UNLINK', KEYS[user])
         end
     end
-    if steps > 1 and list > 0 then
-        redis.pcall('LTRIM', KEYS[list], 0, -2)
+    if steps > 1 and list then
+        redis.pcall('LTRIM', KEYS[list == true and user + 1 or list], 0, -2)
     end
     if event_id ~= '' then
         redis.pcall('ZREM', KEYS[user + 2], event_id)
