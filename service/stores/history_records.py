@@ -37,7 +37,7 @@ def append_caps(retention: HistorySettings) -> tuple[int, ...]:
     """The first ten arguments of `APPEND`."""
     return (
         retention.history_cap,
-        retention.event_ids_cap,
+        -retention.event_ids_cap - 1,
         retention.ttl_s,
         *stream_caps(retention),
         BUCKETS,

@@ -59,9 +59,10 @@ end
 
 # KEYS: the old stream; four keys of each user, the first ones of `UserKeys`; further keys of some users, which sessions
 # and events name by their position; then, if the caller knows that the old layout exists, two keys of each user, as in
-# `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a bucket's stream, how many entries it
-# drops at once, number of buckets, seconds that an event may be late, cap and seconds to live of impressions, seconds
-# to live of a session's data, number of users, number of keys without those of the old layout, and sessions and events.
+# `OldUserKeys`. ARGV: cap of a history, rank of the newest event id that is over its cap, seconds to live, cap of a
+# bucket's stream, how many entries it drops at once, number of buckets, seconds that an event may be late, cap and
+# seconds to live of impressions, seconds to live of a session's data, number of users, number of keys without those of
+# the old layout, and sessions and events.
 #
 # The last one is JSON, as an argument of its own for each value takes both sides several times as long: a list of two
 # flat lists. A session has two values, the positions in KEYS of its first key and of the key of its merges. An event
@@ -93,7 +94,7 @@ APPEND: Final = Script(
     + CUT
     + """
 local call = redis.call
-local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local history_cap, ttl = tonumber(ARGV[1]), ARGV[3]
 local stream_cap, at_once = tonumber(ARGV[4]), tonumber(ARGV[5])
 local last, of_layout = 4 * tonumber(ARGV[11]) + 1, tonumber(ARGV[12])
 local has_old = call('EXISTS', KEYS[1]) == 1
@@ -294,9 +295,8 @@ for list, length in pairs(impressions) do
     end
     call('EXPIRE', KEYS[list], ARGV[9])
 end
-local beyond_cap = tostring(-event_ids_cap - 1)
 for user in pairs(new_ids) do
-    call('ZREMRANGEBYRANK', KEYS[user + 2], '0', beyond_cap)
+    call('ZREMRANGEBYRANK', KEYS[user + 2], '0', ARGV[2])
     if not histories[user] then
         call('EXPIRE', KEYS[user + 2], ttls[user] or ttl)
     end
