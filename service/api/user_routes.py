@@ -161,12 +161,10 @@ class UserRoutes:
 
     async def _store(self, received: Sequence[request_models.EventRequest], trace: Trace, *, whole: bool) -> Response:
         now = time()
-        by_default = not self._require_consent
         types = self._event_types(self._active_bundle.get())
         _check_times(received, now, whole=whole)
-        consents = [by_default if one.consent is None else one.consent for one in received]
-        places = [place for place, consents_to in enumerate(consents) if consents_to]
-        events = [_event(received[place], now, types, self._arms) for place in places]
+        places = self._with_consent(received)
+        events = _events([received[place] for place in places], now, types, self._arms)
         sessions = _MergedSessions(self._arms)
         try:
             new = await self._histories.append(events, sessions.of_user) if events else ()
@@ -179,6 +177,12 @@ class UserRoutes:
         unknown = _unknown_types(received, types)
         self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
+
+    def _with_consent(self, received: Sequence[request_models.EventRequest]) -> Sequence[int]:
+        """Positions of the events that may be stored."""
+        by_default = not self._require_consent
+        consents = [by_default if event.consent is None else event.consent for event in received]
+        return range(len(received)) if all(consents) else [place for place, given in enumerate(consents) if given]
 
     def _attribute(self, events: Sequence[Event], stored: Iterable[int], new: Sequence[int]) -> None:
         """Hand stored events to the outcomes, without repeats, which could count for a later answer.
@@ -317,7 +321,9 @@ class _MergedSessions:
 
 def _unknown_types(events: Sequence[request_models.EventRequest], types: EventTypes) -> int:
     """How many events have a type that the bundle does not name."""
-    return sum(event.type is not None and event.type not in types.types for event in events)
+    kinds = [event.type for event in events]
+    unknown = {kind for kind in set(kinds) if kind is not None and kind not in types.types}
+    return sum(kind in unknown for kind in kinds) if unknown else 0
 
 
 def _check_times(events: Sequence[request_models.EventRequest], now: float, *, whole: bool) -> None:
@@ -332,28 +338,48 @@ def _check_times(events: Sequence[request_models.EventRequest], now: float, *, w
         RuleBroken: an event is more than a day ahead.
     """
     latest = now + _LARGEST_LEAD_S
-    for number, event in enumerate(events):
-        if event.timestamp is not None and event.timestamp > latest:
-            field = f"events[{number}].timestamp" if whole else "timestamp"
-            rule = f"must be at most a day after the service's clock, which is at {now:.0f} (seconds since 1970, UTC)"
-            raise RuleBroken([RuleViolation(field, shown(event.timestamp), rule)])
+    timestamps = [event.timestamp for event in events]
+    ahead = [number for number, at in enumerate(timestamps) if at is not None and at > latest]
+    if ahead:
+        field = f"events[{ahead[0]}].timestamp" if whole else "timestamp"
+        rule = f"must be at most a day after the service's clock, which is at {now:.0f} (seconds since 1970, UTC)"
+        raise RuleBroken([RuleViolation(field, shown(timestamps[ahead[0]]), rule)])
 
 
-def _event(event: request_models.EventRequest, now: float, types: EventTypes, arms: Arms) -> Event:
-    owner = session_owner(event.session_id or "") if event.user_id is None else event.user_id
-    return Event(
-        owner,
-        event.item_id,
-        now if event.timestamp is None else event.timestamp,
-        event.type,
-        event.event_id,
-        event.request_id,
-        session_id=event.session_id,
-        stored_in=_STORED_IN[types.meaning(event.type)],
-        value=event.value,
-        arm=arms.label_of(owner),
-        outcome=types.outcome(event.type),
-    )
+def _events(received: Sequence[request_models.EventRequest], now: float, types: EventTypes, arms: Arms) -> list[Event]:
+    """The events as they are sent to the store.
+
+    Args:
+        received: as they arrived.
+        now: their time if they have none, in seconds since 1970.
+        types: what the types of events mean.
+        arms: chooses the arms of their users.
+    """
+    kinds = {kind: (_STORED_IN[types.meaning(kind)], types.outcome(kind)) for kind in {one.type for one in received}}
+    among_users = arms.among_users
+    events = []
+    for one in received:
+        sent = one.__dict__  # as each attribute of a pydantic model takes four times as long
+        user_id, session_id, timestamp, kind = sent["user_id"], sent["session_id"], sent["timestamp"], sent["type"]
+        owner = session_owner(session_id) if user_id is None else user_id
+        stored_in, outcome = kinds[kind]
+        arm = arms.label_of(owner) if among_users else None
+        events.append(
+            Event(
+                owner,
+                sent["item_id"],
+                now if timestamp is None else timestamp,
+                kind,
+                sent["event_id"],
+                sent["request_id"],
+                session_id,
+                stored_in,
+                sent["value"],
+                arm,
+                outcome,
+            )
+        )
+    return events
 
 
 def _user_id(request: Request) -> str:

@@ -5,6 +5,8 @@ Redis Cluster keeps them on one node and a script may use them together.
 """
 
 import zlib
+from collections.abc import Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 BUCKETS: Final = 64
@@ -94,7 +96,7 @@ def fenced_key(prefix: str, owner: str) -> str:
 
 def keys_of(prefix: str, user_id: str) -> UserKeys:
     """The keys of a user, or of a session by its `service.stores.protocols.session_owner`."""
-    bucket = f"{prefix}:{{b{bucket_of(user_id):03d}}}"
+    bucket = _bucket_prefixes(prefix)[bucket_of(user_id)]
     return UserKeys(
         f"{bucket}:stream",
         f"{bucket}:history:{user_id}",
@@ -103,6 +105,22 @@ def keys_of(prefix: str, user_id: str) -> UserKeys:
         f"{bucket}:impressions:{user_id}",
         f"{bucket}:merges:{user_id}",
     )
+
+
+def event_keys(prefix: str, owner: str) -> tuple[str, str, str, str]:
+    """The keys that each event of a user may need: the first four of :func:`keys_of`."""
+    bucket = _bucket_prefixes(prefix)[zlib.crc32(owner.encode()) % BUCKETS]
+    return (
+        f"{bucket}:stream",
+        f"{bucket}:history:{owner}",
+        f"{bucket}:event_ids:{owner}",
+        f"{bucket}:stream_ids:{owner}",
+    )
+
+
+@cache
+def _bucket_prefixes(prefix: str) -> Sequence[str]:
+    return [f"{prefix}:{{b{bucket:03d}}}" for bucket in range(BUCKETS)]
 
 
 def old_keys_of(prefix: str, user_id: str) -> OldUserKeys:

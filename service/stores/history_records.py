@@ -1,26 +1,43 @@
 """The form in which events are sent to the scripts of Redis and in which histories and streams are read back."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
 
 from service.settings.groups import HistorySettings
-from service.stores.history_keys import BUCKETS, bucket_cap, dropped_at_once
-from service.stores.protocols import Event, HistoryEntry, StoredIn
+from service.stores.history_keys import BUCKETS, bucket_cap, dropped_at_once, event_keys, keys_of
+from service.stores.protocols import Event, HistoryEntry, sessions_among
 
-Arguments = list[str | int]
+Arguments = list[str | int | bytes]
 
 MOST_MERGES: Final = 1000
 """Merged sessions of one user."""
 
 _SEPARATOR: Final = "\x1f"
-_LIST_OF: Final[Mapping[StoredIn, int]] = {"stream": 0, "history": 1, "impressions": 4}  # fields of UserKeys
+_KEYS_OF_USER: Final = 4
+
+
+class AppendCall(NamedTuple):
+    """A call of `APPEND`, without the keys of the old layout.
+
+    Attributes:
+        keys: as the script expects them.
+        arguments: those of :func:`append_caps` not among them.
+        owners: users and sessions in the order of their keys.
+    """
+
+    keys: list[str]
+    arguments: Arguments
+    owners: Sequence[str]
 
 
 def append_caps(retention: HistorySettings) -> tuple[int, ...]:
     """The first ten arguments of `APPEND`."""
     return (
         retention.history_cap,
-        retention.event_ids_cap,
+        -retention.event_ids_cap - 1,
         retention.ttl_s,
         *stream_caps(retention),
         BUCKETS,
@@ -46,23 +63,62 @@ def stream_caps(retention: HistorySettings) -> tuple[int, int]:
     return cap, dropped_at_once(cap)
 
 
-def event_arguments(event: Event, first_key: int) -> Arguments:
-    """The twelve arguments of an event in `APPEND`; `first_key`: position of the first key of its user."""
-    timestamp, kind = _number(event.timestamp), event.type or ""
-    return [
-        first_key,
-        event.event_id or "",
-        f"{event.item_id}{_SEPARATOR}{timestamp}{_SEPARATOR}{kind}",
-        event.user_id,
-        event.item_id,
-        timestamp,
-        kind,
-        event.request_id or "",
-        _LIST_OF[event.stored_in],
-        event.session_id or "",
-        "" if event.value is None else _number(event.value),
-        event.arm or "",
-    ]
+def append_call(prefix: str, old_stream: str, events: Sequence[Event]) -> AppendCall:
+    """The call that stores these events.
+
+    Args:
+        prefix: of the keys.
+        old_stream: key of the stream of the old layout.
+        events: in the order of their timestamps.
+
+    Raises:
+        UnicodeEncodeError: an id of a user cannot be encoded in UTF-8.
+        orjson.JSONEncodeError: another text cannot.
+    """
+    owners = list(dict.fromkeys([event.user_id for event in events]))
+    first = {owner: 2 + _KEYS_OF_USER * number for number, owner in enumerate(owners)}  # positions are counted from 1
+    keys = [old_stream]
+    for owner in owners:
+        keys += event_keys(prefix, owner)
+    sessions = list[int]()
+    for owner in sessions_among(owners):
+        keys.append(keys_of(prefix, owner).merges)
+        sessions += (first[owner], len(keys))
+    impressions, values = dict[str, int](), list[Any]()
+    timestamp, seconds = "", math.nan
+    for event in events:
+        owner, stored_in = event.user_id, event.stored_in
+        list_key: bool | int = stored_in == "history"
+        if stored_in == "impressions":
+            list_key = impressions.get(owner, 0)
+            if not list_key:
+                keys.append(keys_of(prefix, owner).impressions)
+                list_key = impressions[owner] = len(keys)
+        if event.timestamp != seconds:  # events of a bulk that have none share that of their arrival
+            seconds = event.timestamp
+            timestamp = _number(seconds)
+        values += (
+            first[owner],
+            list_key,
+            event.event_id or "",
+            owner,
+            event.item_id,
+            timestamp,
+            event.type or "",
+            event.request_id or "",
+            _further_fields(event) if event.session_id or event.value is not None or event.arm else False,
+        )
+    return AppendCall(keys, [len(owners), len(keys), orjson.dumps([sessions, values])], owners)
+
+
+def _further_fields(event: Event) -> list[str]:
+    """Names and values of the fields of a stream's entry that few events have."""
+    value = None if event.value is None else _number(event.value)
+    fields = list[str]()
+    for name, given in (("session_id", event.session_id), ("value", value), ("arm", event.arm)):
+        if given is not None:
+            fields += (name, given)
+    return fields
 
 
 def entries_of(found: Sequence[str]) -> list[HistoryEntry]:

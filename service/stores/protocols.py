@@ -5,7 +5,7 @@ Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redi
 (tests/service/stores/test_histories_contract.py, tests/service/stores/test_operator_state_contract.py).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -27,6 +27,11 @@ def session_owner(session_id: str) -> str:
 def session_of(owner: str) -> str | None:
     """The id of the session that owns data; None: the owner is a user."""
     return owner.removeprefix(_SESSION) if owner.startswith(_SESSION) else None
+
+
+def sessions_among(owners: Iterable[str]) -> list[str]:
+    """The owners that are anonymous sessions."""
+    return [owner for owner in owners if owner.startswith(_SESSION)]
 
 
 @dataclass(slots=True)  # not frozen: that sets each field by a call, and a bulk has 1,000 events

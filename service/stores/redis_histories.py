@@ -43,7 +43,7 @@ from service.stores.history_keys import (
     old_stream_key,
     stream_key,
 )
-from service.stores.history_records import append_caps, entries_of, event_arguments, event_of, merge_caps
+from service.stores.history_records import append_call, append_caps, entries_of, event_of, merge_caps
 from service.stores.protocols import (
     Event,
     Forget,
@@ -119,22 +119,14 @@ class RedisHistories:
         Returns:
             Positions of those that are new; None: nothing was stored, as a session of theirs was merged.
         """
-        users: dict[str, int] = {}  # position of the first key of each user, counted from 1
-        keys, arguments, sessions = [self._old_stream(events[0].user_id)], list[str | int](), 0
-        for event in events:
-            user = event.user_id
-            if user not in users:
-                users[user] = len(keys) + 1
-                keys += keys_of(self._prefix, user)
-                sessions |= session_of(user) is not None
-            arguments += event_arguments(event, users[user])
-        arguments = [*self._caps, int(sessions), len(users), *arguments]
+        keys, arguments, owners = append_call(self._prefix, self._old_stream(events[0].user_id), events)
+        arguments = [*self._caps, *arguments]
         stored, lost, known = TO_BE_MOVED, 0, list[int]()
         if not self._old_layout_exists:
             stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
             self._old_layout_exists = stored == TO_BE_MOVED
         if stored == TO_BE_MOVED:
-            keys += [key for user in users for key in old_keys_of(self._prefix, user)]
+            keys += [key for owner in owners for key in old_keys_of(self._prefix, owner)]
             stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
         if stored == OF_MERGED_SESSION:
             return None

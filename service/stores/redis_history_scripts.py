@@ -57,14 +57,21 @@ end
 """
 """A function of the scripts that add entries to a stream."""
 
-# KEYS: the old stream, then six keys of each user, as in `UserKeys`; then, if the caller knows that the old layout
-# exists, two keys of each user, as in `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a
+# KEYS: the old stream; four keys of each user, the first ones of `UserKeys`; further keys of some users, which sessions
+# and events name by their position; then, if the caller knows that the old layout exists, two keys of each user, as in
+# `OldUserKeys`. ARGV: cap of a history, rank of the newest event id that is over its cap, seconds to live, cap of a
 # bucket's stream, how many entries it drops at once, number of buckets, seconds that an event may be late, cap and
-# seconds to live of impressions, seconds to live of a session's data, whether there is an event of a session (1 or 0),
-# number of users, then twelve values of each event, the first of them the position in KEYS of the first key of its
-# user, the ninth how far from that its list is (1 history, 4 impressions, 0 none). Returns how many events were stored,
-# how many were cut at the cap before they were exported (without an exporter none counts as such), then the number,
-# counted from 0, of each event that was not stored again as its id is known.
+# seconds to live of impressions, seconds to live of a session's data, number of users, number of keys without those of
+# the old layout, and sessions and events.
+#
+# The last one is JSON, as an argument of its own for each value takes both sides several times as long: a list of two
+# flat lists. A session has two values, the positions in KEYS of its first key and of the key of its merges. An event
+# has nine: the position of the first key of its user; which list gets it (true: the history, false: none, else the
+# position of its key); its id, user, item, timestamp, type and request id, all text; and a list of names and values of
+# further fields (false: none).
+#
+# Returns how many events were stored, how many were cut at the cap before they were exported (without an exporter none
+# counts as such), then the number, counted from 0, of each event that was not stored again as its id is known.
 #
 # Events of merged sessions renew the records that say whose they are, and nothing is stored. No other event may cause a
 # write there: Redis refuses a script for lack of memory only until its first write.
@@ -80,36 +87,35 @@ end
 #
 # Ids of stream entries are made of the clock in microseconds and the position in the call, so that the streams of all
 # buckets can be merged in the order of arrival. If the clock has gone back, the id is the next one of its stream.
+#
+# Numbers for commands are text: Redis prints a number of Lua in 17 digits, which costs as much as a short command.
 APPEND: Final = Script(
     TIMES
     + CUT
     + """
 local call = redis.call
-local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local history_cap, ttl = tonumber(ARGV[1]), ARGV[3]
 local stream_cap, at_once = tonumber(ARGV[4]), tonumber(ARGV[5])
-local last = 6 * tonumber(ARGV[12]) + 1
+local last, of_layout = 4 * tonumber(ARGV[11]) + 1, tonumber(ARGV[12])
 local has_old = call('EXISTS', KEYS[1]) == 1
-if has_old and #KEYS == last then
+if has_old and #KEYS == of_layout then
     return {-1, 0}
 end
+local sessions, values = unpack(cjson.decode(ARGV[13]))
 local ttls, merged = {}, false
-if ARGV[11] == '1' then
-    for at = 13, #ARGV, 12 do
-        local user = tonumber(ARGV[at])
-        if string.byte(ARGV[at + 3]) == 31 and not ttls[user] then
-            ttls[user] = ARGV[10]
-            if call('EXISTS', KEYS[user + 5]) == 1 then
-                call('EXPIRE', KEYS[user + 5], ARGV[10])
-                merged = true
-            end
-        end
+for at = 1, #sessions, 2 do
+    local merges = KEYS[sessions[at + 1]]
+    ttls[sessions[at]] = ARGV[10]
+    if call('EXISTS', merges) == 1 then
+        call('EXPIRE', merges, ARGV[10])
+        merged = true
     end
 end
 if merged then
     return {-2, 0}
 end
 local entries = {}
-for user = 2, last, 6 do
+for user = 2, last, 4 do
     local stream = KEYS[user]
     entries[stream] = entries[stream] or call('XLEN', stream)
 end
@@ -124,15 +130,15 @@ local function is_there(key, wanted)
 end
 local function move()
     local moves = {}
-    for user = 2, last, 6 do
-        local old = last + (user + 1) / 3
+    for user = 2, last, 4 do
+        local old = of_layout + user / 2
         if call('EXISTS', KEYS[old], KEYS[old + 1]) > 0 then
             moves[user] = {is_there(KEYS[old], 'list'), is_there(KEYS[old + 1], 'zset'),
                 is_there(KEYS[user + 1], 'list'), is_there(KEYS[user + 2], 'zset')}
         end
     end
     for user, there in pairs(moves) do
-        local old = last + (user + 1) / 3
+        local old = of_layout + user / 2
         if there[1] and not there[3] then
             call('RENAME', KEYS[old], KEYS[user + 1])
         elseif there[1] then
@@ -161,59 +167,60 @@ end
 local time = call('TIME')
 local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
 local now = seconds * 1000000 + microseconds
-local milliseconds = string.format('%.0f-', seconds * 1000 + math.floor(microseconds / 1000))
+local now_text = string.format('%.0f', now)
+local id_format = string.format('%.0f-%%d', seconds * 1000 + math.floor(microseconds / 1000))
 local first = microseconds % 1000 * 1000
-local optional = {'session_id', 'value', 'arm'}
+local no_fields = {}
 local function add(run, stream, id, at)
-    if ARGV[at + 9] == '' and ARGV[at + 10] == '' and ARGV[at + 11] == '' then -- as most events: without a table
-        return run('XADD', stream, id, 'user_id', ARGV[at + 3], 'item_id', ARGV[at + 4], 'timestamp', ARGV[at + 5],
-            'type', ARGV[at + 6], 'event_id', ARGV[at + 1], 'request_id', ARGV[at + 7])
-    end
-    local fields = {'user_id', ARGV[at + 3], 'item_id', ARGV[at + 4], 'timestamp', ARGV[at + 5],
-        'type', ARGV[at + 6], 'event_id', ARGV[at + 1], 'request_id', ARGV[at + 7]}
-    for place, name in ipairs(optional) do
-        local given = ARGV[at + 8 + place]
-        if given ~= '' then
-            fields[#fields + 1], fields[#fields + 2] = name, given
-        end
-    end
-    return run('XADD', stream, id, unpack(fields))
+    return run('XADD', stream, id, 'user_id', values[at + 3], 'item_id', values[at + 4],
+        'timestamp', values[at + 5], 'type', values[at + 6], 'event_id', values[at + 2],
+        'request_id', values[at + 7], unpack(values[at + 8] or no_fields))
 end
-local events, at, doing = #ARGV, 13, ''
-local ids, has_ids, added, stored, known = {}, {}, {}, 0, {}
+local events, at, doing = #values, 1, ''
+local ids, new_ids, added, stored, known = {}, {}, {}, 0, {}
 local impressions, newest, disordered = {}, {}, {}
 local present = seconds + microseconds / 1000000
 local oldest = present - tonumber(ARGV[7])
 local function is_passed(entry, late)
     return entry > late and entry <= present
 end
-local function push(user, at)
-    local time = tonumber(ARGV[at + 5])
+local timestamp, time
+local function push(user, entry)
     if not newest[user] then
-        local tail = call('LRANGE', KEYS[user + 1], -1, -1)[1]
+        local tail = call('LRANGE', KEYS[user + 1], '-1', '-1')[1]
         newest[user] = tail and time_of(tail) or time
     end
     if disordered[user] or (time >= oldest and is_passed(newest[user], time)) then
         disordered[user] = (disordered[user] or 0) + 1
     end
     newest[user] = time
-    histories[user] = call('RPUSH', KEYS[user + 1], ARGV[at + 2])
+    histories[user] = call('RPUSH', KEYS[user + 1], entry)
 end
 local function store()
     while at < events do
-        local user, event_id = tonumber(ARGV[at]), ARGV[at + 1]
+        local user, list, event_id = values[at], values[at + 1], values[at + 2]
+        local before = new_ids[user] or 0
+        local score = before == 0 and now_text or string.format('%.0f', now + before)
         doing = 'zadd'
-        if event_id == '' or call('ZADD', KEYS[user + 2], 'NX', now + stored, event_id) == 1 then
-            has_ids[user] = has_ids[user] or event_id ~= ''
+        if event_id == '' or call('ZADD', KEYS[user + 2], 'NX', score, event_id) == 1 then
+            if event_id ~= '' then
+                new_ids[user] = before + 1
+            end
             doing = 'rpush'
-            if ARGV[at + 8] == '1' then
-                push(user, at)
-            elseif ARGV[at + 8] == '4' then
-                impressions[user] = call('RPUSH', KEYS[user + 4], ARGV[at + 2])
+            if list then
+                if timestamp ~= values[at + 5] then
+                    timestamp, time = values[at + 5], tonumber(values[at + 5])
+                end
+                local entry = values[at + 4] .. '\\31' .. timestamp .. '\\31' .. values[at + 6]
+                if list == true then
+                    push(user, entry)
+                else
+                    impressions[list] = call('RPUSH', KEYS[list], entry)
+                end
             end
             doing = 'xadd'
             local stream = KEYS[user]
-            local id = add(redis.pcall, stream, milliseconds .. first + stored, at)
+            local id = add(redis.pcall, stream, string.format(id_format, first + stored), at)
             if type(id) == 'table' then
                 id = add(call, stream, '*', at)
             end
@@ -222,13 +229,13 @@ local function store()
             added[stream] = (added[stream] or 0) + 1
             stored = stored + 1
         else
-            known[#known + 1] = (at - 13) / 12
+            known[#known + 1] = (at - 1) / 9
         end
-        at = at + 12
+        at = at + 9
     end
 end
 local function take_back(at, steps)
-    local user, event_id = tonumber(ARGV[at]), ARGV[at + 1]
+    local user, list, event_id = values[at], values[at + 1], values[at + 2]
     if steps > 3 then
         redis.pcall('LTRIM', KEYS[user + 3], 0, -2)
     end
@@ -238,8 +245,8 @@ local function take_back(at, steps)
             redis.pcall('UNLINK', KEYS[user])
         end
     end
-    if steps > 1 and ARGV[at + 8] ~= '0' then
-        redis.pcall('LTRIM', KEYS[user + ARGV[at + 8]], 0, -2)
+    if steps > 1 and list then
+        redis.pcall('LTRIM', KEYS[list == true and user + 1 or list], 0, -2)
     end
     if event_id ~= '' then
         redis.pcall('ZREM', KEYS[user + 2], event_id)
@@ -250,7 +257,7 @@ if not whole then
     if doing ~= 'zadd' then
         take_back(at, ids[at] and 3 or doing == 'xadd' and 2 or 1)
     end
-    for before = at - 12, 13, -12 do
+    for before = at - 9, 1, -9 do
         if ids[before] then
             take_back(before, 4)
         end
@@ -282,18 +289,16 @@ for user, length in pairs(histories) do
     call('EXPIRE', KEYS[user + 1], ttls[user] or ttl)
     call('EXPIRE', KEYS[user + 2], ttls[user] or ttl)
 end
-for user, length in pairs(impressions) do
+for list, length in pairs(impressions) do
     if length > tonumber(ARGV[8]) then
-        call('LTRIM', KEYS[user + 4], -ARGV[8], -1)
+        call('LTRIM', KEYS[list], -ARGV[8], -1)
     end
-    call('EXPIRE', KEYS[user + 4], ARGV[9])
+    call('EXPIRE', KEYS[list], ARGV[9])
 end
-for user, sent in pairs(has_ids) do
-    if sent then
-        call('ZREMRANGEBYRANK', KEYS[user + 2], 0, -event_ids_cap - 1)
-        if not histories[user] then
-            call('EXPIRE', KEYS[user + 2], ttls[user] or ttl)
-        end
+for user in pairs(new_ids) do
+    call('ZREMRANGEBYRANK', KEYS[user + 2], '0', ARGV[2])
+    if not histories[user] then
+        call('EXPIRE', KEYS[user + 2], ttls[user] or ttl)
     end
 end
 

@@ -73,6 +73,11 @@ class Arms:
         self._bundle_ids: tuple[str, ...] = ()
         self._unfit: str | None = None
 
+    @property
+    def among_users(self) -> bool:
+        """Whether an experiment runs; without one all users are in no arm."""
+        return self._operator_state.experiment is not None
+
     def of(self, user_id: str | None) -> RequestArm | InterleavedArms | None:
         """The arm of a user, or both; None where no experiment has a part in this request."""
         experiment = self._operator_state.experiment

@@ -11,6 +11,7 @@ import redis
 
 from service.errors import HistoriesUnavailable, SettingsError
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of
+from service.stores.history_records import append_call
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisHistories
@@ -164,6 +165,30 @@ def test_only_the_newest_event_ids_are_remembered(open_store: OpenStore) -> None
     asyncio.run(check())
 
 
+def test_of_the_event_ids_of_one_call_the_last_are_the_newest(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(event_ids_cap=2) as store:
+            await store.append([event("u", str(number), event_id=f"e{number}") for number in range(8, 13)])
+            again = [event("u", "again", event_id=f"e{number}") for number in (11, 12, 9)]
+            assert await store.append(again) == [2]
+
+    asyncio.run(check())
+
+
+def test_texts_are_stored_as_they_were_sent(open_store: OpenStore) -> None:
+    odd = '"\\/\\u0041{}[],:%s%d \u2028\u00e9\U0001f600\ufeff'
+
+    async def check() -> None:
+        async with open_store() as store:
+            sent = Event(odd, odd, 100.125, odd, odd, odd, odd, value=0.0, arm=odd)
+            assert len(await store.append([sent, event("u", "a")])) == 2
+            assert len(await store.append([sent])) == 0
+            assert await store.entries(odd) == [HistoryEntry(odd, 100.125, odd)]
+            assert sent in await store.stream()
+
+    asyncio.run(check())
+
+
 def test_histories_expire(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store(ttl_s=1) as store:
@@ -289,6 +314,16 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
         client.rpush(keys_of(prefix, "v").history, b"a\x1eb", b"\x1e", b"c\x1f1\x1f")
         client.set(keys_of(prefix, "w").history, "not a list")
         asyncio.run(check())
+
+
+def test_a_bulk_is_one_argument_and_has_no_keys_that_it_does_not_need() -> None:
+    events = [event(f"u{number}", "a", type="view") for number in range(100)]
+    shown = [event("u7", "b", stored_in="impressions"), event("u7", "c", stored_in="impressions")]
+    single, bulk = (append_call("p", "p:events", sent) for sent in (events[:1], [*events, *shown]))
+    assert len(single.arguments) == len(bulk.arguments)
+    assert single.keys == ["p:events", *keys_of("p", "u0")[:4]]
+    assert len(bulk.keys) == 1 + 4 * 100 + 1
+    assert bulk.keys[-1] == keys_of("p", "u7").impressions
 
 
 def test_value_and_arm_are_in_the_stream(open_store: OpenStore) -> None:
