@@ -17,6 +17,7 @@ from index.items.slots import SlotLayout
 from index.lists.item_lists import ItemLists
 from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
+from index.lists.row_parts import row_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +153,7 @@ class ListScores:
             SearchError: a row outside the catalogue, in a query or in a list.
         """
         histories = self._weighed(queries)
-        self._check_rows(histories.rows)
-        width = max((windows.width for windows in self._windows), default=0)
-        shape = (len(self._windows), len(histories.rows), width)
-        near, similarities = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float16)
-        for windows, rows, values in zip(self._windows, near, similarities, strict=True):
-            windows.read(histories.rows, rows[:, : windows.width], values[:, : windows.width])
+        near, similarities = self._read(histories)
         self._check_rows(near)
         owners = np.repeat(np.arange(len(queries)), histories.lengths)
         return ListEntries(self.lists.items, owners, len(queries), near, similarities * histories.factors[:, :, None])
@@ -177,9 +173,9 @@ class ListScores:
         """
         if rows.ndim != 2 or rows.shape[0] != len(queries):
             raise SearchError(f"rows must be ({len(queries)}, k), got {rows.shape}")
-        bases = np.arange(len(queries))[:, None] * self.lists.items
-        keys, places = np.unique(np.where(rows < 0, -1, rows + bases), return_inverse=True)
-        return self._summed(self._entries(self._weighed(queries)), keys)[places]
+        histories = self._weighed(queries)
+        near, similarities = self._read(histories)
+        return row_parts(rows, self.lists.items, histories.lengths, near, similarities, histories.factors)
 
     def similarities(self, history: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each item of a history alone adds to the score of each item, whatever its age: Σ_l w_l · sim_l.
@@ -216,7 +212,9 @@ class ListScores:
 
     def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
         """The histories of queries with all their weights."""
-        rows, own, lengths = [np.zeros(0, np.int64)], [np.zeros(0)], []
+        rows: list[NDArray[np.int64]] = []
+        own: list[NDArray[np.floating]] = []
+        lengths: list[int] = []
         for query in queries:
             if query is None:
                 lengths.append(0)
@@ -230,7 +228,10 @@ class ListScores:
             rows.append(newest)
             own.append(counted if weights is None else weights[: len(newest)] * counted)
             lengths.append(len(newest))
-        return _Histories(np.concatenate(rows), lengths, self._scaled(queries, lengths) * np.concatenate(own))
+        if len(rows) == 1:  # one query, as most are: numpy is called as little as possible
+            return _Histories(rows[0], lengths, self._scaled(queries, lengths) * own[0])
+        joined = np.concatenate([np.zeros(0, np.int64), *rows])
+        return _Histories(joined, lengths, self._scaled(queries, lengths) * np.concatenate([np.zeros(0), *own]))
 
     def _scaled(self, queries: Sequence[ListQuery | None], lengths: Sequence[int]) -> NDArray[np.float64]:
         """The weight of each list times that of its slot: (lists, items of all histories), or (lists, 1)."""
@@ -245,6 +246,19 @@ class ListScores:
                 raise SearchError(f"slot weights must be ({slots},), got {query.slot_weights.shape}")
             scaled[:, number] *= query.slot_weights[self._slots]
         return np.repeat(scaled, lengths, axis=1)
+
+    def _read(self, histories: _Histories) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+        """The neighbours of each item in each list, and their similarities: (lists, h, w) both, w of the longest."""
+        self._check_rows(histories.rows)
+        width = max((windows.width for windows in self._windows), default=0)
+        shape = (len(self._windows), len(histories.rows), width)
+        near, similarities = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float16)
+        for windows, rows, values in zip(self._windows, near, similarities, strict=True):
+            if windows.width == width:
+                windows.read(histories.rows, rows, values)
+            else:
+                windows.read(histories.rows, rows[:, : windows.width], values[:, : windows.width])
+        return near, similarities
 
     def _entries(self, histories: _Histories) -> _Entries:
         rows, lengths = histories.rows, histories.lengths
@@ -275,7 +289,8 @@ class ListScores:
         return parts
 
     def _check_rows(self, rows: NDArray[np.integer]) -> None:
-        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.lists.items):
+        # Unsigned, a row below 0 is above all others: one pass.
+        if rows.size and int(rows.view(f"u{rows.itemsize}").max()) >= self.lists.items:
             raise SearchError(f"item rows must lie in 0 … {self.lists.items - 1}, got {rows.min()} … {rows.max()}")
 
 

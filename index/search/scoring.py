@@ -99,6 +99,13 @@ def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layo
     Returns:
         (B, c, slots) float32, slots in the order of the layout; 0 if a vector lacks the slot.
     """
+    dim = layout.slots[0].dim
+    if all(slot.dim == dim for slot in layout.slots):  # one call has them all, with the same sums
+        by_slot = (len(layout.slots), dim)
+        equal: NDArray[np.float32] = np.vecdot(
+            vectors.reshape(*vectors.shape[:2], *by_slot), queries.reshape(len(queries), 1, *by_slot)
+        )
+        return equal
     parts = np.empty((*vectors.shape[:2], len(layout.slots)), dtype=np.float32)
     start = 0
     for position, slot in enumerate(layout.slots):
