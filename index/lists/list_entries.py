@@ -5,6 +5,7 @@ all items whose rows have the same low bits. No entry is below 0, so the sum of 
 items. Only the entries of chosen buckets are sorted by item and summed exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,29 +14,54 @@ from numpy.typing import NDArray
 
 from index.lists.item_lists import ItemList
 
-_BUCKETS_PER_ENTRY = 2  # few different items share a bucket
-_FOLDS = 8
+_BUCKETS_PER_ENTRY = 1  # rounded up to a power of two; few different items share a bucket
+_FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListedItems:
-    """Items in the lists of a batch of queries, with what all lists together add to their scores.
+    """Items of a batch of queries, with what all lists together add to their scores.
 
     Attributes:
-        keys: (c,) int64, query · n + row, ascending and different.
-        numbers: (c,) int64, the query.
-        rows: (c,) int64 item rows.
+        numbers: (c,) int64, the query, ascending.
+        rows: (c,) int64 item rows, ascending and different within a query.
         parts: (c,) float32, at least 0.
+        found: (c,) bool, whether the item was found by slots.
     """
 
-    keys: NDArray[np.int64]
     numbers: NDArray[np.int64]
     rows: NDArray[np.int64]
     parts: NDArray[np.float32]
+    found: NDArray[np.bool_]
 
     def where(self, kept: NDArray[np.bool_]) -> "ListedItems":
         """Those that a mask, (c,) bool, keeps."""
-        return ListedItems(self.keys[kept], self.numbers[kept], self.rows[kept], self.parts[kept])
+        places = kept.nonzero()[0]
+        if len(places) == len(kept):
+            return self
+        return ListedItems(
+            self.numbers.take(places), self.rows.take(places), self.parts.take(places), self.found.take(places)
+        )
+
+    def in_lines(
+        self, queries: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_] | None]:
+        """One line of equal length for each query, filled up with its last item; there must be at least one item.
+
+        Args:
+            queries: B.
+
+        Returns:
+            (B, m) rows, parts and found as above, and what is filled up, (B, m) bool; None: nothing.
+        """
+        if queries == 1:
+            return self.rows[None], self.parts[None], self.found[None], None
+        sizes = np.bincount(self.numbers, minlength=queries)[:, None]
+        columns = np.arange(sizes.max())
+        places = np.minimum(columns, sizes - 1)
+        places += np.cumsum(sizes)[:, None] - sizes
+        rows, parts = self.rows.take(places, mode="clip"), self.parts.take(places, mode="clip")
+        return rows, parts, self.found.take(places, mode="clip"), columns >= sizes
 
 
 class ListWindows:
@@ -46,16 +72,17 @@ class ListWindows:
 
     Attributes:
         width: entries of the longest w.
+        full: whether every item has as many.
     """
 
     def __init__(self, item_list: ItemList) -> None:
         self.width = item_list.longest
         self._last = len(item_list.rows) - self.width
         self._offsets = item_list.offsets
-        self._full = len(item_list.rows) == len(item_list) * self.width > 0
+        self.full = len(item_list.rows) == len(item_list) * self.width > 0
         self._rows: NDArray[np.int32]
         self._similarities: NDArray[np.float16]
-        if self._full:  # every item has a line of a table
+        if self.full:  # every item has a line of a table
             self._rows = item_list.rows.reshape(-1, self.width)
             self._similarities = item_list.similarities.reshape(-1, self.width)
         else:
@@ -63,8 +90,10 @@ class ListWindows:
             self._similarities = sliding_window_view(item_list.similarities, self.width)
 
     def read(self, items: NDArray[np.int64], near: NDArray[np.int32], similarities: NDArray[np.float16]) -> None:
-        """Fill (h, w) ``near`` and ``similarities`` with the entries of (h,) items; beside them, similarities stay."""
-        if self._full:
+        """Fill (h, ≥ w) ``near`` and ``similarities`` with the entries of (h,) items; beside, similarities stay."""
+        if near.shape[1] > self.width:
+            near, similarities = near[:, : self.width], similarities[:, : self.width]
+        if self.full:
             self._rows.take(items, axis=0, out=near, mode="clip")
             self._similarities.take(items, axis=0, out=similarities, mode="clip")
             return
@@ -81,10 +110,10 @@ class ListEntries:
 
     Args:
         items: number of items of the catalogue n.
-        owners: (h,) int64, ascending, the query of each item of a history.
-        queries: number of queries B.
+        lengths: items of each history, B.
         near: (lists, h, w) int32 neighbours of each item.
         values: (lists, h, w) float64, at least 0, what each entry adds.
+        found: (B, c) int64 rows that were found by slots, different, padded with −1 at the end.
 
     Attributes:
         sums: (B, M) float64, at least what all lists add to any item of a bucket, but for the rounding of float64; M is
@@ -94,57 +123,75 @@ class ListEntries:
     def __init__(
         self,
         items: int,
-        owners: NDArray[np.int64],
-        queries: int,
+        lengths: Sequence[int],
         near: NDArray[np.int32],
         values: NDArray[np.float64],
+        found: NDArray[np.int64],
     ) -> None:
         self._items = items
-        self._near = near.reshape(-1)
-        self._values = values.reshape(-1)
-        longest = np.bincount(owners, minlength=1).max() if queries > 1 else len(owners)
-        most = int(longest) * near.shape[0] * near.shape[2]
+        self._queries = len(lengths)
+        most = max(lengths, default=0) * near.shape[0] * near.shape[2]
         self._bits = max(_BUCKETS_PER_ENTRY * most - 1, 0).bit_length()
         self.buckets = 1 << self._bits
-        places = near & np.int32(self.buckets - 1)
-        self._places = (places + (owners << self._bits)[:, None]).reshape(-1)
-        sums = np.bincount(self._places, self._values, queries * self.buckets)
-        self.sums: NDArray[np.float64] = sums.astype(np.float64, copy=False).reshape(queries, self.buckets)
+        low_bits = np.array(self.buckets - 1, dtype=np.int32)
+        self._near, self._values = near.reshape(-1), values.reshape(-1)
+        places = np.bitwise_and(near, low_bits).astype(np.int64)
+        if self._queries == 1:
+            self._rows = found[0] if found.shape[1] and found[0, -1] >= 0 else found[found >= 0]
+            self._found = np.bitwise_and(self._rows, low_bits)
+        else:
+            real = found >= 0
+            numbers, rows = real.nonzero()[0], found[real]
+            self._rows = numbers * items + rows
+            self._found = (numbers << self._bits) + (rows & low_bits)
+            places += np.repeat(np.arange(self._queries) << self._bits, lengths)[:, None]
+        self._places = places.reshape(-1)
+        sums = np.bincount(self._places, self._values, self._queries * self.buckets)
+        self.sums: NDArray[np.float64] = sums.astype(np.float64, copy=False).reshape(-1, self.buckets)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def strongest(self, count: int) -> NDArray[np.bool_]:
-        """(B, M) bool: about ``count`` buckets of each query that have the largest sums, not fewer."""
+    def strongest(self, count: int) -> NDArray[np.float64]:
+        """(B,) float64: the least sum of the strongest buckets of each query, about ``count`` and not fewer."""
         if self.buckets <= count:
-            return np.ones(self.sums.shape, dtype=np.bool_)
+            return np.zeros(len(self.sums))
         folds: NDArray[np.float64] = self.sums
         if self.buckets >= 2 * _FOLDS * count:  # the largest of several buckets stands for them
-            folds = folds.reshape(len(folds), _FOLDS, self.buckets // _FOLDS).max(axis=1)
-        least: NDArray[np.float64] = np.partition(folds, -count, axis=1)[:, -count, None]
-        chosen: NDArray[np.bool_] = self.sums >= least
-        return chosen
+            folds = np.maximum.reduce(folds.reshape(len(folds), _FOLDS, self.buckets // _FOLDS), axis=1)
+        least: NDArray[np.float64] = np.partition(folds, -count, axis=1)[:, -count]
+        return least
 
-    def items_in(self, chosen: NDArray[np.bool_]) -> ListedItems:
-        """The items in buckets, (B, M) bool, to which the lists add something.
+    def items_in(self, least: NDArray[np.float64]) -> ListedItems:
+        """All that was found by slots, and what lies in the buckets whose sum is at least ``least``, (B,) float64.
 
         The parts are the same for any choice of buckets and in any batch: entries are added in their order in float64.
         """
-        entries = chosen.reshape(-1).take(self._places).nonzero()[0]
-        keys = (self._places.take(entries) >> self._bits) * self._items
-        keys += self._near.take(entries)
+        chosen = (self.sums >= least[:, None]).reshape(-1)
+        chosen[self._found] = True  # so that the parts of these items are whole
+        entries = chosen.take(self._places).nonzero()[0]
+        added = len(self._rows)
+        keys = np.concatenate((self._rows, self._near.take(entries)))
+        if self._queries > 1:
+            keys[added:] += (self._places.take(entries) >> self._bits) * self._items
+        values = np.concatenate((np.zeros(added), self._values.take(entries)))
         # The place of an entry in the lower bits keeps the order of entries with equal keys, and so that of the sums.
         bits = len(keys).bit_length()
-        keys <<= bits
-        keys |= np.arange(len(keys))
+        np.left_shift(keys, bits, keys)
+        np.bitwise_or(keys, np.arange(len(keys)), keys)
         keys.sort()
-        values = self._values.take(entries.take(keys & ((1 << bits) - 1)))
-        keys >>= bits
+        order = keys & ((1 << bits) - 1)
+        np.right_shift(keys, bits, keys)
         first = np.empty(len(keys), dtype=np.bool_)
         first[:1] = True
         np.not_equal(keys[1:], keys[:-1], out=first[1:])
         starts = first.nonzero()[0]
-        parts = np.add.reduceat(values, starts).astype(np.float32) if len(starts) else np.zeros(0, np.float32)
+        if not len(starts):
+            return ListedItems(starts, starts, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+        parts = np.add.reduceat(values.take(order), starts).astype(np.float32)
         keys = keys.take(starts)
-        numbers, rows = np.divmod(keys, self._items)
-        return ListedItems(keys, numbers, rows, parts)
+        found = order.take(starts) < added
+        if self._queries == 1:
+            return ListedItems(np.zeros(len(keys), dtype=np.int64), keys, parts, found)
+        numbers = keys // self._items
+        return ListedItems(numbers, keys - numbers * self._items, parts, found)

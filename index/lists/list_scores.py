@@ -18,6 +18,9 @@ from index.lists.item_lists import ItemLists
 from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
 
+_BUCKETS_PER_ITEM = 16  # so that few entries of other items are looked at
+_UNSIGNED = {4: np.uint32, 8: np.uint64}
+
 
 @dataclass(frozen=True, eq=False)
 class ListParts:
@@ -87,7 +90,10 @@ class ListScores:
         self.history = len(lists.weights.recency)
         self._recency = lists.weights.recency.astype(np.float64)
         self._weights = np.array([lists.weights.weights[name] for name in self.lists.names])[:, None]
+        self._plain_factors = self._weights * self._recency
         self._windows = [ListWindows(item_list) for item_list in self.lists.lists]
+        self._width = max((windows.width for windows in self._windows), default=0)
+        self._full = all(windows.full and windows.width == self._width for windows in self._windows)
         self._layout = layout
         self._slots = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
 
@@ -142,25 +148,31 @@ class ListScores:
         """(lists,) float32: the weight that a request gives to the slot of each list, 1 where it names none."""
         return np.array([slot_weights.get(slot, 1.0) for slot in self.lists.slots], dtype=np.float32)
 
-    def entries(self, queries: Sequence[ListQuery | None]) -> ListEntries:
+    def entries(self, queries: Sequence[ListQuery | None], found: NDArray[np.int64]) -> ListEntries:
         """Every entry of the lists of each query.
 
         Args:
             queries: B histories; None has no entries.
+            found: (B, c) int64 rows that were found by slots, different, padded with −1 at the end.
 
         Raises:
             SearchError: a row outside the catalogue, in a query or in a list.
         """
         histories = self._weighed(queries)
-        self._check_rows(histories.rows)
-        width = max((windows.width for windows in self._windows), default=0)
-        shape = (len(self._windows), len(histories.rows), width)
-        near, similarities = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float16)
-        for windows, rows, values in zip(self._windows, near, similarities, strict=True):
-            windows.read(histories.rows, rows[:, : windows.width], values[:, : windows.width])
+        near, similarities = self._near(histories.rows)
+        values = similarities.astype(np.float64)
+        values *= histories.factors[:, :, None]
+        return ListEntries(self.lists.items, histories.lengths, near, values, found)
+
+    def _near(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+        """(lists, h, w) neighbours of each of (h,) items, and their similarities, 0 beside the entries of a list."""
+        self._check_rows(rows)
+        shape, fresh = (len(self._windows), len(rows), self._width), np.empty if self._full else np.zeros
+        near, similarities = fresh(shape, dtype=np.int32), fresh(shape, dtype=np.float16)
+        for windows, own, values in zip(self._windows, near, similarities, strict=True):
+            windows.read(rows, own, values)
         self._check_rows(near)
-        owners = np.repeat(np.arange(len(queries)), histories.lengths)
-        return ListEntries(self.lists.items, owners, len(queries), near, similarities * histories.factors[:, :, None])
+        return near, similarities
 
     def contributions(self, queries: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each list adds to the score of each item.
@@ -177,9 +189,32 @@ class ListScores:
         """
         if rows.ndim != 2 or rows.shape[0] != len(queries):
             raise SearchError(f"rows must be ({len(queries)}, k), got {rows.shape}")
-        bases = np.arange(len(queries))[:, None] * self.lists.items
-        keys, places = np.unique(np.where(rows < 0, -1, rows + bases), return_inverse=True)
-        return self._summed(self._entries(self._weighed(queries)), keys)[places]
+        histories = self._weighed(queries)
+        near, similarities = self._near(histories.rows)
+        bases = np.arange(len(queries)) * self.lists.items
+        wanted = np.where(rows < 0, -1, rows + bases[:, None]).reshape(-1)
+        keys = np.sort(wanted)
+        lists, _, width = near.shape
+        if not near.size or not keys.size:
+            return np.zeros((*rows.shape, lists), dtype=np.float32)
+        # Few entries are of a wanted item: those with other low bits are left out first.
+        low_bits = np.int32((1 << (_BUCKETS_PER_ITEM * len(keys)).bit_length()) - 1)
+        marked = np.zeros(int(low_bits) + 1, dtype=np.bool_)
+        marked[rows & low_bits] = True
+        entries = marked.take(near & low_bits).reshape(-1).nonzero()[0]
+        owners = entries // width
+        own = near.reshape(-1).take(entries).astype(np.int64)
+        if len(queries) > 1:
+            own += np.tile(np.repeat(bases, histories.lengths), lists).take(owners)
+        places = np.minimum(keys.searchsorted(own), len(keys) - 1)
+        values = similarities.reshape(-1).take(entries).astype(np.float64)
+        values *= np.broadcast_to(histories.factors, near.shape[:2]).reshape(-1).take(owners)
+        values[keys.take(places) != own] = 0.0
+        places += owners // near.shape[1] * len(keys)
+        # bincount adds in the order of its input: newest item of the history first.
+        sums = np.bincount(places, values, lists * len(keys)).astype(np.float32).reshape(lists, -1)
+        found: NDArray[np.float32] = sums.take(keys.searchsorted(wanted), axis=1)
+        return np.ascontiguousarray(found.T).reshape(*rows.shape, lists)
 
     def similarities(self, history: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each item of a history alone adds to the score of each item, whatever its age: Σ_l w_l · sim_l.
@@ -216,19 +251,25 @@ class ListScores:
 
     def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
         """The histories of queries with all their weights."""
+        if len(queries) == 1 and queries[0] is not None and queries[0].is_plain:
+            newest = queries[0].rows[: -self.history - 1 : -1]
+            return _Histories(newest, [len(newest)], self._plain_factors[:, : len(newest)])
         rows, own, lengths = [np.zeros(0, np.int64)], [np.zeros(0)], []
         for query in queries:
             if query is None:
                 lengths.append(0)
                 continue
-            newest, weights = query.rows[::-1], None if query.weights is None else query.weights[::-1]
+            newest, counted = query.rows[::-1], self._recency
             if query.recency:
                 newest = newest[: self.history]
-                counted = self._recency[: len(newest)]
             else:
                 counted = np.ones(len(newest))
+            if len(newest) < len(counted):
+                counted = counted[: len(newest)]
+            if query.weights is not None:
+                counted = query.weights[: -len(newest) - 1 : -1] * counted
             rows.append(newest)
-            own.append(counted if weights is None else weights[: len(newest)] * counted)
+            own.append(counted)
             lengths.append(len(newest))
         return _Histories(np.concatenate(rows), lengths, self._scaled(queries, lengths) * np.concatenate(own))
 
@@ -275,7 +316,10 @@ class ListScores:
         return parts
 
     def _check_rows(self, rows: NDArray[np.integer]) -> None:
-        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.lists.items):
+        if not rows.size:
+            return
+        unsigned = rows.reshape(-1).view(_UNSIGNED[rows.dtype.itemsize])  # a negative row is larger than any other
+        if int(unsigned[unsigned.argmax()]) >= self.lists.items:
             raise SearchError(f"item rows must lie in 0 … {self.lists.items - 1}, got {rows.min()} … {rows.max()}")
 
 
