@@ -34,34 +34,27 @@ class ListedItems:
     parts: NDArray[np.float32]
     found: NDArray[np.bool_]
 
-    def where(self, kept: NDArray[np.bool_]) -> "ListedItems":
-        """Those that a mask, (c,) bool, keeps."""
-        places = kept.nonzero()[0]
-        if len(places) == len(kept):
-            return self
-        return ListedItems(
-            self.numbers.take(places), self.rows.take(places), self.parts.take(places), self.found.take(places)
-        )
-
     def in_lines(
-        self, queries: int
+        self, kept: NDArray[np.bool_], queries: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_] | None]:
-        """One line of equal length for each query, filled up with its last item; there must be at least one item.
+        """One line of equal length for each query, filled up with its last item.
 
         Args:
+            kept: (c,) bool, which items, at least one.
             queries: B.
 
         Returns:
             (B, m) rows, parts and found as above, and what is filled up, (B, m) bool; None: nothing.
         """
-        if queries == 1:
-            return self.rows[None], self.parts[None], self.found[None], None
-        sizes = np.bincount(self.numbers, minlength=queries)[:, None]
-        columns = np.arange(sizes.max())
-        places = np.minimum(columns, sizes - 1)
-        places += np.cumsum(sizes)[:, None] - sizes
-        rows, parts = self.rows.take(places, mode="clip"), self.parts.take(places, mode="clip")
-        return rows, parts, self.found.take(places, mode="clip"), columns >= sizes
+        places, filled = kept.nonzero()[0], None
+        if queries > 1:
+            sizes = np.bincount(self.numbers.take(places), minlength=queries)[:, None]
+            columns = np.arange(sizes.max())
+            filled = columns >= sizes
+            places = places.take(np.minimum(columns, sizes - 1) + (np.cumsum(sizes)[:, None] - sizes), mode="clip")
+        else:
+            places = places[None]
+        return self.rows.take(places), self.parts.take(places), self.found.take(places), filled
 
 
 class ListWindows:
@@ -140,10 +133,12 @@ class ListEntries:
             self._rows = found[0] if found.shape[1] and found[0, -1] >= 0 else found[found >= 0]
             self._found = np.bitwise_and(self._rows, low_bits)
         else:
-            real = found >= 0
-            numbers, rows = real.nonzero()[0], found[real]
-            self._rows = numbers * items + rows
-            self._found = (numbers << self._bits) + (rows & low_bits)
+            numbers = np.arange(self._queries)[:, None]
+            self._rows, self._found = found + numbers * items, (found & low_bits) + (numbers << self._bits)
+            if found.size and found[:, -1].min() >= 0:
+                self._rows, self._found = self._rows.reshape(-1), self._found.reshape(-1)
+            else:
+                self._rows, self._found = self._rows[found >= 0], self._found[found >= 0]
             places += np.repeat(np.arange(self._queries) << self._bits, lengths)[:, None]
         self._places = places.reshape(-1)
         sums = np.bincount(self._places, self._values, self._queries * self.buckets)

@@ -19,6 +19,7 @@ from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
 
 _BUCKETS_PER_ITEM = 16  # so that few entries of other items are looked at
+_MANY_ENTRIES = 2048
 _UNSIGNED = {4: np.uint32, 8: np.uint64}
 
 
@@ -160,8 +161,7 @@ class ListScores:
         """
         histories = self._weighed(queries)
         near, similarities = self._near(histories.rows)
-        values = similarities.astype(np.float64)
-        values *= histories.factors[:, :, None]
+        values = _products(similarities, histories.factors)
         return ListEntries(self.lists.items, histories.lengths, near, values, found)
 
     def _near(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
@@ -191,29 +191,32 @@ class ListScores:
             raise SearchError(f"rows must be ({len(queries)}, k), got {rows.shape}")
         histories = self._weighed(queries)
         near, similarities = self._near(histories.rows)
-        bases = np.arange(len(queries)) * self.lists.items
-        wanted = np.where(rows < 0, -1, rows + bases[:, None]).reshape(-1)
-        keys = np.sort(wanted)
+        wanted = rows.reshape(-1)
+        if len(queries) > 1:
+            bases = np.arange(len(queries)) * self.lists.items
+            wanted = np.where(rows < 0, -1, rows + bases[:, None]).reshape(-1)
+        keys = wanted.copy()
+        keys.sort()
         lists, _, width = near.shape
         if not near.size or not keys.size:
             return np.zeros((*rows.shape, lists), dtype=np.float32)
         # Few entries are of a wanted item: those with other low bits are left out first.
-        low_bits = np.int32((1 << (_BUCKETS_PER_ITEM * len(keys)).bit_length()) - 1)
+        low_bits = np.array((1 << (_BUCKETS_PER_ITEM * len(keys)).bit_length()) - 1, dtype=np.int32)
         marked = np.zeros(int(low_bits) + 1, dtype=np.bool_)
-        marked[rows & low_bits] = True
+        marked[(rows & low_bits).reshape(-1)] = True
         entries = marked.take(near & low_bits).reshape(-1).nonzero()[0]
         owners = entries // width
         own = near.reshape(-1).take(entries).astype(np.int64)
         if len(queries) > 1:
             own += np.tile(np.repeat(bases, histories.lengths), lists).take(owners)
-        places = np.minimum(keys.searchsorted(own), len(keys) - 1)
+        places = keys.searchsorted(own)
         values = similarities.reshape(-1).take(entries).astype(np.float64)
-        values *= np.broadcast_to(histories.factors, near.shape[:2]).reshape(-1).take(owners)
-        values[keys.take(places) != own] = 0.0
+        values *= histories.factors.reshape(-1).take(owners)
+        values *= keys.take(places, mode="clip") == own
         places += owners // near.shape[1] * len(keys)
         # bincount adds in the order of its input: newest item of the history first.
-        sums = np.bincount(places, values, lists * len(keys)).astype(np.float32).reshape(lists, -1)
-        found: NDArray[np.float32] = sums.take(keys.searchsorted(wanted), axis=1)
+        sums = np.bincount(places, values, lists * len(keys))[: lists * len(keys)].reshape(lists, -1)
+        found: NDArray[np.float32] = sums.astype(np.float32).take(keys.searchsorted(wanted), axis=1)
         return np.ascontiguousarray(found.T).reshape(*rows.shape, lists)
 
     def similarities(self, history: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -251,25 +254,24 @@ class ListScores:
 
     def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
         """The histories of queries with all their weights."""
-        if len(queries) == 1 and queries[0] is not None and queries[0].is_plain:
-            newest = queries[0].rows[: -self.history - 1 : -1]
-            return _Histories(newest, [len(newest)], self._plain_factors[:, : len(newest)])
+        plain = [query.rows[: -self.history - 1 : -1] for query in queries if query is not None and query.is_plain]
+        if len(plain) == len(queries) > 0:
+            sizes = [len(newest) for newest in plain]
+            factors = [self._plain_factors[:, :size] for size in sizes]
+            return _Histories(np.concatenate(plain), sizes, np.concatenate(factors, axis=1))
         rows, own, lengths = [np.zeros(0, np.int64)], [np.zeros(0)], []
         for query in queries:
             if query is None:
                 lengths.append(0)
                 continue
-            newest, counted = query.rows[::-1], self._recency
+            newest, weights = query.rows[::-1], None if query.weights is None else query.weights[::-1]
             if query.recency:
                 newest = newest[: self.history]
+                counted = self._recency[: len(newest)]
             else:
                 counted = np.ones(len(newest))
-            if len(newest) < len(counted):
-                counted = counted[: len(newest)]
-            if query.weights is not None:
-                counted = query.weights[: -len(newest) - 1 : -1] * counted
             rows.append(newest)
-            own.append(counted)
+            own.append(counted if weights is None else weights[: len(newest)] * counted)
             lengths.append(len(newest))
         return _Histories(np.concatenate(rows), lengths, self._scaled(queries, lengths) * np.concatenate(own))
 
@@ -321,6 +323,20 @@ class ListScores:
         unsigned = rows.reshape(-1).view(_UNSIGNED[rows.dtype.itemsize])  # a negative row is larger than any other
         if int(unsigned[unsigned.argmax()]) >= self.lists.items:
             raise SearchError(f"item rows must lie in 0 … {self.lists.items - 1}, got {rows.min()} … {rows.max()}")
+
+
+def _products(similarities: NDArray[np.float16], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(lists, h, w) float64: each similarity, at least 0, times the factor, (lists, h) float64, of its item."""
+    if similarities.size < _MANY_ENTRIES:
+        values = similarities.astype(np.float64)
+        values *= factors[:, :, None]
+        return values
+    # As in `index.search.float16`, exact and several times as fast for many, though in more calls.
+    bits = similarities.view(np.int16).astype(np.int32)
+    bits <<= 13
+    values = bits.view(np.float32).astype(np.float64)
+    values *= (factors * 2.0**112)[:, :, None]
+    return values
 
 
 def summed(parts: NDArray[np.float32], scales: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from index.lists.list_scores import ListScores
 from index.search.scoring import ReadVectors, best_of, gather, padded, whole_scores
 
 _STRONGEST = 3  # times k items of the lists are scored first; seldom can another be among the best k
-_ABOVE_0 = 5e-324  # the smallest number: what adds 0 is not listed
+_ABOVE_0 = np.array(5e-324)  # the smallest number: what adds 0 is not listed
 _INFINITY = np.array(np.inf, dtype=np.float32)
 _ROUNDING = 1e-6  # relative, more than that of float32
 
@@ -75,7 +75,7 @@ class ListSearch:
         if findable is not None:
             kept &= findable.take(listed.rows)
         kept |= listed.found
-        rows, parts, by_slots, filled = listed.where(kept).in_lines(len(queries))
+        rows, parts, by_slots, filled = listed.in_lines(kept, len(queries))
         scores = whole_scores(queries, read(rows))
         lowest = np.minimum.reduce(np.where(by_slots, scores, _INFINITY), axis=1)
         scores += parts
@@ -91,7 +91,7 @@ class ListSearch:
             kept &= findable.take(listed.rows)
         if not kept.any():
             return best
-        rows, scores, _, filled = listed.where(kept).in_lines(len(queries))
+        rows, scores, _, filled = listed.in_lines(kept, len(queries))
         scores = _without(scores + whole_scores(queries, read(rows)), filled)
         if filled is not None:
             rows[filled] = -1

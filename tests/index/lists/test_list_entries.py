@@ -67,11 +67,9 @@ def listed(entries: ListEntries, least: np.ndarray) -> tuple[list[dict[int, np.f
     items = entries.items_in(least)
     keys = items.numbers * ITEMS + items.rows
     assert (np.diff(keys) > 0).all()
-    kept, queries = items.where(items.parts > 0), range(len(least))
-    parts = [
-        dict(zip(kept.rows[kept.numbers == number].tolist(), kept.parts[kept.numbers == number], strict=True))
-        for number in queries
-    ]
+    queries = range(len(least))
+    own = [(items.numbers == number) & (items.parts > 0) for number in queries]
+    parts = [dict(zip(items.rows[some].tolist(), items.parts[some], strict=True)) for some in own]
     return parts, [items.rows[items.found & (items.numbers == number)].tolist() for number in queries]
 
 
@@ -96,6 +94,21 @@ def test_parts_are_exact_for_any_choice_of_buckets_and_never_above_their_bucket(
             assert entries.sums[number, row % entries.buckets] >= part * (1 - 1e-6)
 
 
+def test_parts_of_many_entries_are_exact_down_to_the_smallest_similarity():
+    rng = np.random.default_rng(3)
+    positive = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)  # every finite one, subnormal ones as well
+    lists = []
+    for row in range(ITEMS):
+        near = rng.choice(ITEMS - 1, 12, replace=False)
+        lists.append(((near + (near >= row)).astype(np.int32), np.sort(rng.choice(positive, 12))[::-1]))
+    weights = ListWeights(np.array([1.0, 0.7, 0.5], dtype=np.float32), {"co": 0.3})
+    scores = ListScores(ItemLists(ITEMS, (compressed("co", lists),), weights))
+    queries = [ListQuery(rng.integers(0, ITEMS, 3)) for _ in range(80)]
+    entries = scores.entries(queries, np.zeros((80, 0), dtype=np.int64))
+    assert len(entries) > 2048
+    assert listed(entries, np.zeros(80))[0] == [parts_one_by_one(scores, query) for query in queries]
+
+
 def test_the_strongest_buckets_are_at_least_as_many_as_asked_for(scores):
     rng = np.random.default_rng(1)
     entries = scores.entries([ListQuery(rng.integers(0, ITEMS, 4)) for _ in range(3)], NONE_OF_3)
@@ -107,15 +120,17 @@ def test_the_strongest_buckets_are_at_least_as_many_as_asked_for(scores):
 
 def test_lines_are_filled_up_with_their_last_item():
     items = ListedItems(
-        np.array([0, 2, 2]), np.array([4, 1, 7]), np.array([0.5, 0, 2], np.float32), np.array([False, True, False])
+        np.array([0, 2, 2, 2]), np.array([4, 1, 3, 7]), np.array([0.5, 0, 1, 2], np.float32), np.arange(4) == 1
     )
-    rows, parts, found, filled = items.in_lines(3)
+    kept = np.array([True, True, False, True])
+    rows, parts, found, filled = items.in_lines(kept, 3)
     assert filled.tolist() == [[False, True], [True, True], [False, False]]
     assert rows[~filled].tolist() == [4, 1, 7]
     assert parts[~filled].tolist() == [0.5, 0, 2]
     assert found[~filled].tolist() == [False, True, False]
     assert (rows[0, 1], parts[0, 1], found[0, 1]) == (4, 0.5, False)
-    assert ListedItems(items.numbers * 0, items.rows, items.parts, items.found).in_lines(1)[3] is None
+    alone = ListedItems(items.numbers * 0, items.rows, items.parts, items.found).in_lines(kept, 1)
+    assert (alone[0].tolist(), alone[3]) == ([[4, 1, 7]], None)
 
 
 def test_windows_read_what_a_list_holds_and_zeros_beside_it():
