@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from index.lists.item_lists import ItemList
@@ -57,45 +56,46 @@ class ListedItems:
         return self.rows.take(places), self.parts.take(places), self.found.take(places), filled
 
 
-class ListWindows:
-    """Reads the entries of many items of a list at once, as windows of the length of the longest.
+class ListReader:
+    """Reads the entries of many items of all lists at once, as many as the item with the most has.
 
     Args:
-        item_list: the list.
-
-    Attributes:
-        width: entries of the longest w.
-        full: whether every item has as many.
+        lists: of one catalogue.
     """
 
-    def __init__(self, item_list: ItemList) -> None:
-        self.width = item_list.longest
-        self._last = len(item_list.rows) - self.width
-        self._offsets = item_list.offsets
-        self.full = len(item_list.rows) == len(item_list) * self.width > 0
-        self._rows: NDArray[np.int32]
-        self._similarities: NDArray[np.float16]
-        if self.full:  # every item has a line of a table
-            self._rows = item_list.rows.reshape(-1, self.width)
-            self._similarities = item_list.similarities.reshape(-1, self.width)
-        else:
-            self._rows = sliding_window_view(item_list.rows, self.width)
-            self._similarities = sliding_window_view(item_list.similarities, self.width)
+    def __init__(self, lists: Sequence[ItemList]) -> None:
+        self._lists = lists
+        self._width = max((own.longest for own in lists), default=0)
+        self._full = all(len(own.rows) == len(own) * self._width for own in lists) and self._width > 0
+        self._columns = np.arange(self._width)
+        # Where every item has as many entries, they are lines of a table.
+        shape = (-1, self._width) if self._full else (-1,)
+        self._tables = [(own.rows.reshape(shape), own.similarities.reshape(shape)) for own in lists]
 
-    def read(self, items: NDArray[np.int64], near: NDArray[np.int32], similarities: NDArray[np.float16]) -> None:
-        """Fill (h, ≥ w) ``near`` and ``similarities`` with the entries of (h,) items; beside, similarities stay."""
-        if near.shape[1] > self.width:
-            near, similarities = near[:, : self.width], similarities[:, : self.width]
-        if self.full:
-            self._rows.take(items, axis=0, out=near, mode="clip")
-            self._similarities.take(items, axis=0, out=similarities, mode="clip")
-            return
-        starts, ends = self._offsets.take(items), self._offsets.take(items + 1)
-        first = np.minimum(starts, self._last)
-        near[...] = self._rows[first]
-        places = first[:, None] + np.arange(self.width)
-        own = (places >= starts[:, None]) & (places < ends[:, None])
-        np.copyto(similarities, self._similarities[first], where=own)
+    def read(self, items: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+        """(lists, h, w) neighbours of (h,) items, and their similarities; an item without w entries has some of 0."""
+        shape = (len(self._lists), len(items), self._width)
+        near, similarities = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float16)
+        if self._full:
+            for (rows, values), own, weights in zip(self._tables, near, similarities, strict=True):
+                rows.take(items, 0, own, "clip")
+                values.take(items, 0, weights, "clip")
+            return near, similarities
+        starts, ends = np.empty((2, *shape[:2]), dtype=np.int64)
+        following = items + 1
+        for item_list, first, last in zip(self._lists, starts, ends, strict=True):
+            item_list.offsets.take(items, 0, first, "clip")
+            item_list.offsets.take(following, 0, last, "clip")
+        places = starts[:, :, None] + self._columns
+        for (rows, values), own, weights, entries in zip(self._tables, near, similarities, places, strict=True):
+            if len(rows):
+                rows.take(entries, 0, own, "clip")
+                values.take(entries, 0, weights, "clip")
+            else:
+                own.fill(0)
+        bits = similarities.view(np.int16)
+        np.multiply(bits, places < ends[:, :, None], bits)
+        return near, similarities
 
 
 class ListEntries:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.errors import SearchError
 from index.items.slots import SlotLayout
 from index.lists.item_lists import ItemLists
-from index.lists.list_entries import ListEntries, ListWindows
+from index.lists.list_entries import ListEntries, ListReader
 from index.lists.list_query import ListQuery
 
 _BUCKETS_PER_ITEM = 16  # so that few entries of other items are looked at
@@ -92,9 +92,7 @@ class ListScores:
         self._recency = lists.weights.recency.astype(np.float64)
         self._weights = np.array([lists.weights.weights[name] for name in self.lists.names])[:, None]
         self._plain_factors = self._weights * self._recency
-        self._windows = [ListWindows(item_list) for item_list in self.lists.lists]
-        self._width = max((windows.width for windows in self._windows), default=0)
-        self._full = all(windows.full and windows.width == self._width for windows in self._windows)
+        self._reader = ListReader(self.lists.lists)
         self._layout = layout
         self._slots = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
 
@@ -167,10 +165,7 @@ class ListScores:
     def _near(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         """(lists, h, w) neighbours of each of (h,) items, and their similarities, 0 beside the entries of a list."""
         self._check_rows(rows)
-        shape, fresh = (len(self._windows), len(rows), self._width), np.empty if self._full else np.zeros
-        near, similarities = fresh(shape, dtype=np.int32), fresh(shape, dtype=np.float16)
-        for windows, own, values in zip(self._windows, near, similarities, strict=True):
-            windows.read(rows, own, values)
+        near, similarities = self._reader.read(rows)
         self._check_rows(near)
         return near, similarities
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from index.errors import SearchError
 from index.lists.item_lists import ItemList, ItemLists, ListWeights
-from index.lists.list_entries import ListedItems, ListEntries, ListWindows
+from index.lists.list_entries import ListedItems, ListEntries, ListReader
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
 from tests.support.listed_bundles import compressed
@@ -133,16 +133,22 @@ def test_lines_are_filled_up_with_their_last_item():
     assert (alone[0].tolist(), alone[3]) == ([[4, 1, 7]], None)
 
 
-def test_windows_read_what_a_list_holds_and_zeros_beside_it():
-    ragged = random_list("co", 0, 6, np.random.default_rng(2))
-    windows, items = ListWindows(ragged), np.array([0, 17, 17, ITEMS - 2, ITEMS - 1])
-    near, values = np.zeros((5, windows.width), np.int32), np.zeros((5, windows.width), np.float16)
-    windows.read(items, near, values)
-    for line, row in enumerate(items.tolist()):
-        rows, similarities = ragged.of(row)
-        own = values[line] > 0
-        assert near[line][own].tolist() == rows.tolist()
-        assert values[line][own].tolist() == similarities.tolist()
+@pytest.mark.parametrize("shortest", [0, 6])
+def test_the_entries_of_items_are_read_with_zeros_beside_them(shortest):
+    rng = np.random.default_rng(2)
+    lists = [random_list("co", shortest, 6, rng), random_list("words", shortest, 6, rng)]
+    if not shortest:
+        lists.append(compressed("look", [(np.zeros(0, np.int32), np.zeros(0, np.float16))] * ITEMS))
+    items = np.array([0, 17, 17, ITEMS - 2, ITEMS - 1])
+    near, values = ListReader(lists).read(items)
+    assert near.shape == values.shape == (len(lists), 5, 6)
+    assert ((near >= 0) & (near < ITEMS)).all()
+    for own_list, own_near, own_values in zip(lists, near, values, strict=True):
+        for line, row in enumerate(items.tolist()):
+            rows, similarities = own_list.of(row)
+            own = own_values[line] > 0
+            assert own_near[line][own].tolist() == rows.tolist()
+            assert own_values[line][own].tolist() == similarities.tolist()
 
 
 def test_no_history_has_no_entries(scores):
