@@ -81,6 +81,7 @@ class ListScores:
     Attributes:
         lists: those that are left.
         history: newest items of a history that count.
+        slot_positions: for each list the position of its slot in the layout; all different.
 
     Raises:
         ValueError: the layout lacks the slot of a list.
@@ -94,7 +95,7 @@ class ListScores:
         self._plain_factors = self._weights * self._recency
         self._reader = ListReader(self.lists.lists)
         self._layout = layout
-        self._slots = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
+        self.slot_positions = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
 
     def candidates(self, histories: Sequence[NDArray[np.int64]]) -> ListParts:
         """Every item in the lists of the newest items of each history.
@@ -281,7 +282,7 @@ class ListScores:
                 continue
             if query.slot_weights.shape != (slots,):
                 raise SearchError(f"slot weights must be ({slots},), got {query.slot_weights.shape}")
-            scaled[:, number] *= query.slot_weights[self._slots]
+            scaled[:, number] *= query.slot_weights[self.slot_positions]
         return np.repeat(scaled, lengths, axis=1)
 
     def _entries(self, histories: _Histories) -> _Entries:
