@@ -333,9 +333,7 @@ class Bundle:
         parts = slot_scores(checked, vectors, self.layout)
         parts[rows < 0] = 0.0
         if histories is not None and self.list_scores is not None:
-            listed = self.list_scores.contributions(histories, rows)
-            for number, slot in enumerate(self.list_scores.lists.slots):
-                parts[:, :, self.layout.names.index(slot)] += listed[:, :, number]
+            parts[:, :, self.list_scores.slot_positions] += self.list_scores.contributions(histories, rows)
         return parts
 
     def list_contributions(self, histories: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
