@@ -23,6 +23,7 @@ from service.bundles.worker_bundles import WorkerBundles
 from service.http.admission import Admission
 from service.outcomes.outcomes import Outcomes
 from service.recommend.batching import MicroBatcher
+from service.recommend.contributions import computed
 from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
@@ -88,7 +89,7 @@ class Container:
         self.outcome_store = RedisOutcomes(settings.redis, settings.outcomes, watch=watch, renewal=renewal)
         self.outcomes = None
         if settings.outcomes.outcomes:
-            self.outcomes = Outcomes(self.outcome_store, settings.outcomes, metrics.outcomes, log)
+            self.outcomes = Outcomes(self.outcome_store, settings.outcomes, metrics.outcomes, log, computed)
         self.recent = RecentHistories(settings.comparison.shadow_histories)
         store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)
         operator_state = open_operator_state(settings, store, on_erasure=self.recent.clear)

@@ -132,7 +132,7 @@ def exactly(
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The exact answer under each mask."""
     answers = exact_top_k_each(queries, vectors, k + OVER_FETCH, masks)
-    return [rescore(queries, rows, vectors, LAYOUT, k) for rows, _ in answers]
+    return [rescore(queries, rows, vectors, k) for rows, _ in answers]
 
 
 def filters(

@@ -164,7 +164,7 @@ def right_scores(
     answers = []
     for query, allowed in zip(queries, filters, strict=True):
         rows, _ = exact_top_k(query[None], vectors, k + OVER_FETCH, allowed=allowed.findable)
-        answers.append(rescore(query[None], rows, vectors, LAYOUT, k)[1][0])
+        answers.append(rescore(query[None], rows, vectors, k)[1][0])
     return np.array(answers)
 
 
@@ -183,7 +183,7 @@ def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, A
     masks = [allowed.findable for _, allowed, _ in shared]
     exact = exact_top_k_each(queries, vectors, options.k + OVER_FETCH, masks)
     for (name, allowed, costs), (rows, _) in zip(shared, exact, strict=True):
-        wanted = rescore(queries, rows, vectors, LAYOUT, options.k)[1]
+        wanted = rescore(queries, rows, vectors, options.k)[1]
         filters = [allowed] * len(queries)
         yield {"filter": name} | measured(bundle, searcher, queries, filters, options.k, wanted) | costs
     few = queries[: options.sided_queries]

@@ -70,7 +70,7 @@ class Search:
         if kind.allowed is not None:
             chosen = rows[0][(rows[0] >= 0) & kind.allowed[rows[0]]][:kept]
             rows = chosen[None]
-        scores: NDArray[np.float32] = rescore(query, rows, self._vectors, self._layout, K)[1][0]
+        scores: NDArray[np.float32] = rescore(query, rows, self._vectors, K)[1][0]
         return scores
 
     def recall(self, kind: Queries, effort: int) -> float:

@@ -118,7 +118,7 @@ def write_queries(options: argparse.Namespace, vectors: Path) -> None:
             mask = indexed if allowed is None else indexed & allowed
             rows = exact_top_k_each(queries, stored, K + OVER_FETCH, [mask])[0][0]
             written[f"{name} queries"] = queries
-            written[f"{name} scores"] = rescore(queries, rows, stored, LAYOUT, K)[1][:, -1]
+            written[f"{name} scores"] = rescore(queries, rows, stored, K)[1][:, -1]
             if allowed is not None:
                 written[f"{name} allowed"] = np.packbits(allowed)
     names = np.array([name.removesuffix(" queries") for name in written if name.endswith(" queries")])

@@ -115,7 +115,7 @@ def _rounding_recall(draft: BundleDraft, progress: Callable[[float], None]) -> f
         progress(done / len(kinds))
         exact, _ = exact_top_k(kind_queries, draft.vectors, spec.recall_k + OVER_FETCH, allowed=mask)
         k = min(spec.recall_k, rows.shape[0])
-        _, exact_scores = rescore(kind_queries, exact, draft.vectors, layout, k)
+        _, exact_scores = rescore(kind_queries, exact, draft.vectors, k)
         worst = min(worst, float((searcher.search(kind_queries, k)[1] >= exact_scores[:, -1:]).mean()))
     return worst
 

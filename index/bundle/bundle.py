@@ -333,9 +333,7 @@ class Bundle:
         parts = slot_scores(checked, vectors, self.layout)
         parts[rows < 0] = 0.0
         if histories is not None and self.list_scores is not None:
-            listed = self.list_contributions(histories, rows)
-            for number, slot in enumerate(self.list_scores.lists.slots):
-                parts[:, :, self.layout.names.index(slot)] += listed[:, :, number]
+            parts[:, :, self.list_scores.slot_positions] += self.list_scores.contributions(histories, rows)
         return parts
 
     def list_contributions(self, histories: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -395,6 +393,7 @@ class Bundle:
         return self._field_values.of_all(rows, names)
 
     def _check_rows(self, rows: NDArray[np.int64], *, lowest: int) -> None:
-        if rows.size and not (lowest <= rows.min() and rows.max() < len(self)):
+        # Unsigned, a row below the lowest is above all others: one pass.
+        if rows.size and (rows - lowest).view(np.uint64).max() >= len(self) - lowest:
             wrong = rows[(rows < lowest) | (rows >= len(self))][0]
             raise SearchError(f"rows must lie in {lowest} … {len(self) - 1}, got {wrong}")

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.evaluation.measure import PLAIN, ExactResults, QuerySet
-from index.items.slots import SlotLayout
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores, summed
-from index.search.scoring import gather, slot_scores
+from index.search.scoring import gather, whole_scores
 
 _ROUNDING = 1e-5  # a score may fall short of the exact one by this, relative to it where it is above 1
 
@@ -45,7 +44,7 @@ def with_lists(
         some = histories[: query_set.queries.shape[0]]
         listed[kind] = replace(
             query_set,
-            min_scores=_min_scores(query_set, some, lists.scales(own), lists, vectors, indexed, exact.layout),
+            min_scores=_min_scores(query_set, some, lists.scales(own), lists, vectors, indexed),
             histories=[ListQuery(history, slot_weights=slot_weights) for history in some],
         )
     return listed
@@ -58,7 +57,6 @@ def _min_scores(
     lists: ListScores,
     vectors: NDArray[np.floating],
     indexed: NDArray[np.bool_],
-    layout: SlotLayout,
 ) -> NDArray[np.float32]:
     """(p,) float32 k-th exact score by slots and lists, lowered by what rounding may cost."""
     found = lists.candidates(histories)
@@ -71,7 +69,7 @@ def _min_scores(
             kept &= ~np.isin(listed, query_set.excluded[number])
         exact_rows = query_set.exact_rows[number]
         rows = np.union1d(exact_rows[exact_rows >= 0], listed[kept])
-        scores = slot_scores(query[None], gather(vectors, rows)[None], layout).sum(axis=2)[0]
+        scores = whole_scores(query[None], gather(vectors, rows)[None])[0]
         scores[np.searchsorted(rows, listed[kept])] += summed(parts[kept], scales)
         least[number] = np.partition(scores, -query_set.k)[-query_set.k]
     least -= np.float32(_ROUNDING) * np.maximum(np.float32(1), np.abs(least))

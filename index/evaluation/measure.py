@@ -271,7 +271,7 @@ class ExactResults:
 
     def _min_scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
         """(p,) float32 k-th score, computed as the searcher computes it."""
-        _, scores = rescore(queries, rows, self._vectors, self.layout, k)
+        _, scores = rescore(queries, rows, self._vectors, k)
         last: NDArray[np.float32] = scores[:, -1]
         return last
 

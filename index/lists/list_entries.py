@@ -5,75 +5,97 @@ all items whose rows have the same low bits. No entry is below 0, so the sum of 
 items. Only the entries of chosen buckets are sorted by item and summed exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from index.lists.item_lists import ItemList
 
-_BUCKETS_PER_ENTRY = 2  # few different items share a bucket
-_FOLDS = 8
+_BUCKETS_PER_ENTRY = 1  # rounded up to a power of two; few different items share a bucket
+_FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListedItems:
-    """Items in the lists of a batch of queries, with what all lists together add to their scores.
+    """Items of a batch of queries, with what all lists together add to their scores.
 
     Attributes:
-        keys: (c,) int64, query · n + row, ascending and different.
-        numbers: (c,) int64, the query.
-        rows: (c,) int64 item rows.
+        numbers: (c,) int64, the query, ascending.
+        rows: (c,) int64 item rows, ascending and different within a query.
         parts: (c,) float32, at least 0.
+        found: (c,) bool, whether the item was found by slots.
     """
 
-    keys: NDArray[np.int64]
     numbers: NDArray[np.int64]
     rows: NDArray[np.int64]
     parts: NDArray[np.float32]
+    found: NDArray[np.bool_]
 
-    def where(self, kept: NDArray[np.bool_]) -> "ListedItems":
-        """Those that a mask, (c,) bool, keeps."""
-        return ListedItems(self.keys[kept], self.numbers[kept], self.rows[kept], self.parts[kept])
+    def in_lines(
+        self, kept: NDArray[np.bool_], queries: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_] | None]:
+        """One line of equal length for each query, filled up with its last item.
+
+        Args:
+            kept: (c,) bool, which items, at least one.
+            queries: B.
+
+        Returns:
+            (B, m) rows, parts and found as above, and what is filled up, (B, m) bool; None: nothing.
+        """
+        places, filled = kept.nonzero()[0], None
+        if queries > 1:
+            sizes = np.bincount(self.numbers.take(places), minlength=queries)[:, None]
+            columns = np.arange(sizes.max())
+            filled = columns >= sizes
+            places = places.take(np.minimum(columns, sizes - 1) + (np.cumsum(sizes)[:, None] - sizes), mode="clip")
+        else:
+            places = places[None]
+        return self.rows.take(places), self.parts.take(places), self.found.take(places), filled
 
 
-class ListWindows:
-    """Reads the entries of many items of a list at once, as windows of the length of the longest.
+class ListReader:
+    """Reads the entries of many items of all lists at once, as many as the item with the most has.
 
     Args:
-        item_list: the list.
-
-    Attributes:
-        width: entries of the longest w.
+        lists: of one catalogue.
     """
 
-    def __init__(self, item_list: ItemList) -> None:
-        self.width = item_list.longest
-        self._last = len(item_list.rows) - self.width
-        self._offsets = item_list.offsets
-        self._full = len(item_list.rows) == len(item_list) * self.width > 0
-        self._rows: NDArray[np.int32]
-        self._similarities: NDArray[np.float16]
-        if self._full:  # every item has a line of a table
-            self._rows = item_list.rows.reshape(-1, self.width)
-            self._similarities = item_list.similarities.reshape(-1, self.width)
-        else:
-            self._rows = sliding_window_view(item_list.rows, self.width)
-            self._similarities = sliding_window_view(item_list.similarities, self.width)
+    def __init__(self, lists: Sequence[ItemList]) -> None:
+        self._lists = lists
+        self._width = max((own.longest for own in lists), default=0)
+        self._full = all(len(own.rows) == len(own) * self._width for own in lists) and self._width > 0
+        self._columns = np.arange(self._width)
+        # Where every item has as many entries, they are lines of a table.
+        shape = (-1, self._width) if self._full else (-1,)
+        self._tables = [(own.rows.reshape(shape), own.similarities.reshape(shape)) for own in lists]
 
-    def read(self, items: NDArray[np.int64], near: NDArray[np.int32], similarities: NDArray[np.float16]) -> None:
-        """Fill (h, w) ``near`` and ``similarities`` with the entries of (h,) items; beside them, similarities stay."""
+    def read(self, items: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+        """(lists, h, w) neighbours of (h,) items, and their similarities; an item without w entries has some of 0."""
+        shape = (len(self._lists), len(items), self._width)
+        near, similarities = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float16)
         if self._full:
-            self._rows.take(items, axis=0, out=near, mode="clip")
-            self._similarities.take(items, axis=0, out=similarities, mode="clip")
-            return
-        starts, ends = self._offsets.take(items), self._offsets.take(items + 1)
-        first = np.minimum(starts, self._last)
-        near[...] = self._rows[first]
-        places = first[:, None] + np.arange(self.width)
-        own = (places >= starts[:, None]) & (places < ends[:, None])
-        np.copyto(similarities, self._similarities[first], where=own)
+            for (rows, values), own, weights in zip(self._tables, near, similarities, strict=True):
+                rows.take(items, 0, own, "clip")
+                values.take(items, 0, weights, "clip")
+            return near, similarities
+        starts, ends = np.empty((2, *shape[:2]), dtype=np.int64)
+        following = items + 1
+        for item_list, first, last in zip(self._lists, starts, ends, strict=True):
+            item_list.offsets.take(items, 0, first, "clip")
+            item_list.offsets.take(following, 0, last, "clip")
+        places = starts[:, :, None] + self._columns
+        for (rows, values), own, weights, entries in zip(self._tables, near, similarities, places, strict=True):
+            if len(rows):
+                rows.take(entries, 0, own, "clip")
+                values.take(entries, 0, weights, "clip")
+            else:
+                own.fill(0)
+        bits = similarities.view(np.int16)
+        np.multiply(bits, places < ends[:, :, None], bits)
+        return near, similarities
 
 
 class ListEntries:
@@ -81,10 +103,10 @@ class ListEntries:
 
     Args:
         items: number of items of the catalogue n.
-        owners: (h,) int64, ascending, the query of each item of a history.
-        queries: number of queries B.
+        lengths: items of each history, B.
         near: (lists, h, w) int32 neighbours of each item.
         values: (lists, h, w) float64, at least 0, what each entry adds.
+        found: (B, c) int64 rows that were found by slots, different, padded with −1 at the end.
 
     Attributes:
         sums: (B, M) float64, at least what all lists add to any item of a bucket, but for the rounding of float64; M is
@@ -94,57 +116,77 @@ class ListEntries:
     def __init__(
         self,
         items: int,
-        owners: NDArray[np.int64],
-        queries: int,
+        lengths: Sequence[int],
         near: NDArray[np.int32],
         values: NDArray[np.float64],
+        found: NDArray[np.int64],
     ) -> None:
         self._items = items
-        self._near = near.reshape(-1)
-        self._values = values.reshape(-1)
-        longest = np.bincount(owners, minlength=1).max() if queries > 1 else len(owners)
-        most = int(longest) * near.shape[0] * near.shape[2]
+        self._queries = len(lengths)
+        most = max(lengths, default=0) * near.shape[0] * near.shape[2]
         self._bits = max(_BUCKETS_PER_ENTRY * most - 1, 0).bit_length()
         self.buckets = 1 << self._bits
-        places = near & np.int32(self.buckets - 1)
-        self._places = (places + (owners << self._bits)[:, None]).reshape(-1)
-        sums = np.bincount(self._places, self._values, queries * self.buckets)
-        self.sums: NDArray[np.float64] = sums.astype(np.float64, copy=False).reshape(queries, self.buckets)
+        low_bits = np.array(self.buckets - 1, dtype=np.int32)
+        self._near, self._values = near.reshape(-1), values.reshape(-1)
+        places = np.bitwise_and(near, low_bits).astype(np.int64)
+        if self._queries == 1:
+            self._rows = found[0] if found.shape[1] and found[0, -1] >= 0 else found[found >= 0]
+            self._found = np.bitwise_and(self._rows, low_bits)
+        else:
+            numbers = np.arange(self._queries)[:, None]
+            self._rows, self._found = found + numbers * items, (found & low_bits) + (numbers << self._bits)
+            if found.size and found[:, -1].min() >= 0:
+                self._rows, self._found = self._rows.reshape(-1), self._found.reshape(-1)
+            else:
+                self._rows, self._found = self._rows[found >= 0], self._found[found >= 0]
+            places += np.repeat(np.arange(self._queries) << self._bits, lengths)[:, None]
+        self._places = places.reshape(-1)
+        sums = np.bincount(self._places, self._values, self._queries * self.buckets)
+        self.sums: NDArray[np.float64] = sums.astype(np.float64, copy=False).reshape(-1, self.buckets)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def strongest(self, count: int) -> NDArray[np.bool_]:
-        """(B, M) bool: about ``count`` buckets of each query that have the largest sums, not fewer."""
+    def strongest(self, count: int) -> NDArray[np.float64]:
+        """(B,) float64: the least sum of the strongest buckets of each query, about ``count`` and not fewer."""
         if self.buckets <= count:
-            return np.ones(self.sums.shape, dtype=np.bool_)
+            return np.zeros(len(self.sums))
         folds: NDArray[np.float64] = self.sums
         if self.buckets >= 2 * _FOLDS * count:  # the largest of several buckets stands for them
-            folds = folds.reshape(len(folds), _FOLDS, self.buckets // _FOLDS).max(axis=1)
-        least: NDArray[np.float64] = np.partition(folds, -count, axis=1)[:, -count, None]
-        chosen: NDArray[np.bool_] = self.sums >= least
-        return chosen
+            folds = np.maximum.reduce(folds.reshape(len(folds), _FOLDS, self.buckets // _FOLDS), axis=1)
+        least: NDArray[np.float64] = np.partition(folds, -count, axis=1)[:, -count]
+        return least
 
-    def items_in(self, chosen: NDArray[np.bool_]) -> ListedItems:
-        """The items in buckets, (B, M) bool, to which the lists add something.
+    def items_in(self, least: NDArray[np.float64]) -> ListedItems:
+        """All that was found by slots, and what lies in the buckets whose sum is at least ``least``, (B,) float64.
 
         The parts are the same for any choice of buckets and in any batch: entries are added in their order in float64.
         """
-        entries = chosen.reshape(-1).take(self._places).nonzero()[0]
-        keys = (self._places.take(entries) >> self._bits) * self._items
-        keys += self._near.take(entries)
+        chosen = (self.sums >= least[:, None]).reshape(-1)
+        chosen[self._found] = True  # so that the parts of these items are whole
+        entries = chosen.take(self._places).nonzero()[0]
+        added = len(self._rows)
+        keys = np.concatenate((self._rows, self._near.take(entries)))
+        if self._queries > 1:
+            keys[added:] += (self._places.take(entries) >> self._bits) * self._items
+        values = np.concatenate((np.zeros(added), self._values.take(entries)))
         # The place of an entry in the lower bits keeps the order of entries with equal keys, and so that of the sums.
         bits = len(keys).bit_length()
-        keys <<= bits
-        keys |= np.arange(len(keys))
+        np.left_shift(keys, bits, keys)
+        np.bitwise_or(keys, np.arange(len(keys)), keys)
         keys.sort()
-        values = self._values.take(entries.take(keys & ((1 << bits) - 1)))
-        keys >>= bits
+        order = keys & ((1 << bits) - 1)
+        np.right_shift(keys, bits, keys)
         first = np.empty(len(keys), dtype=np.bool_)
         first[:1] = True
         np.not_equal(keys[1:], keys[:-1], out=first[1:])
         starts = first.nonzero()[0]
-        parts = np.add.reduceat(values, starts).astype(np.float32) if len(starts) else np.zeros(0, np.float32)
+        if not len(starts):
+            return ListedItems(starts, starts, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+        parts = np.add.reduceat(values.take(order), starts).astype(np.float32)
         keys = keys.take(starts)
-        numbers, rows = np.divmod(keys, self._items)
-        return ListedItems(keys, numbers, rows, parts)
+        found = order.take(starts) < added
+        if self._queries == 1:
+            return ListedItems(np.zeros(len(keys), dtype=np.int64), keys, parts, found)
+        numbers = keys // self._items
+        return ListedItems(numbers, keys - numbers * self._items, parts, found)

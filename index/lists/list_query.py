@@ -37,3 +37,8 @@ class ListQuery:
             raise SearchError(f"the weights of a history must be finite and above 0, got {self.weights.tolist()}")
         if self.slot_weights is not None and not (np.isfinite(self.slot_weights) & (self.slot_weights >= 0)).all():
             raise SearchError(f"slot weights must be finite and at least 0, got {self.slot_weights.tolist()}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has no weights of its own."""
+        return self.weights is None and self.slot_weights is None and self.recency

@@ -35,6 +35,9 @@ def check_queries(queries: NDArray[np.floating], dim: int) -> NDArray[np.float32
         raise SearchError(f"queries must be floating point, got {queries.dtype}")
     with np.errstate(over="ignore"):
         checked = np.ascontiguousarray(queries, dtype=np.float32)
+        flat = checked.reshape(-1)
+        if np.vdot(flat, flat) <= _LARGEST_COMPONENT:  # so is the largest component; any real query is far below
+            return checked
     valid = np.abs(checked) <= _LARGEST_COMPONENT  # False for NaN
     if not valid.all():
         row = int(np.argmin(valid.all(axis=1)))

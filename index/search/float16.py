@@ -7,9 +7,11 @@ numpy 2.4 converts half precision one value at a time. Shifting the bits and sca
 import numpy as np
 from numpy.typing import NDArray
 
-_SIGN_AND_REST = np.int32(-0x70002000)  # 0x8FFFE000: the sign, and exponent and fraction moved by 13 bits
-_EXPONENT_GAP = np.float32(2.0**112)  # float16 biases its exponent by 15, float32 by 127
-_SHIFT = np.int32(13)
+_SIGN_AND_REST = np.array(
+    -0x70002000, dtype=np.int32
+)  # 0x8FFFE000: the sign, and exponent and fraction moved by 13 bits
+_EXPONENT_GAP = np.array(2.0**112, dtype=np.float32)  # float16 biases its exponent by 15, float32 by 127
+_SHIFT = np.array(13, dtype=np.int32)
 
 
 def to_float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -24,8 +26,7 @@ def to_float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
     if values.dtype != np.float16:
         return np.ascontiguousarray(values, dtype=np.float32)
     bits = np.ascontiguousarray(values).view(np.int16).astype(np.int32)
-    bits <<= _SHIFT
-    bits &= _SIGN_AND_REST
-    widened = bits.view(np.float32)
-    widened *= _EXPONENT_GAP
-    return widened
+    np.left_shift(bits, _SHIFT, bits)
+    np.bitwise_and(bits, _SIGN_AND_REST, bits)
+    widened: NDArray[np.float32] = bits.view(np.float32)
+    return np.multiply(widened, _EXPONENT_GAP, widened)

@@ -4,6 +4,9 @@ No list takes anything from a score. So the best k items by the whole score are 
 in the lists of the history. An item that only a list names has a slot score of at most that of the last item found by
 slots. This bounds its whole score, and most such items are dropped before their parts are summed exactly or their
 vectors are read (:mod:`index.lists.list_entries`).
+
+The vectors of the rows found by slots and of the items to which the lists add the most are read and scored together.
+The k-th best score then says what the lists must add at least to any other item. Seldom does one reach it.
 """
 
 from collections.abc import Sequence
@@ -12,15 +15,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from index.items.slots import SlotLayout
-from index.lists.list_entries import ListedItems
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
-from index.search.scoring import ReadVectors, best_of, gather, slot_scores
+from index.search.scoring import ReadVectors, best_of, gather, padded, whole_scores
 
-_STRONGEST = 2  # times k items of the lists are scored first; seldom can another be among the best k
-_STRONGEST_OF_FEW = 4  # in a batch of fewer than _FEW queries, where a second look at the lists costs more than scores
-_FEW = 4
+_STRONGEST = 3  # times k items of the lists are scored first; seldom can another be among the best k
+_ABOVE_0 = np.array(5e-324)  # the smallest number: what adds 0 is not listed
+_INFINITY = np.array(np.inf, dtype=np.float32)
 _ROUNDING = 1e-6  # relative, more than that of float32
 
 _Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -32,19 +33,17 @@ class ListSearch:
     Args:
         scores: scores by lists.
         vectors: (n, Σd) stored vectors, may be memory-mapped.
-        layout: the slots.
     """
 
-    def __init__(self, scores: ListScores, vectors: NDArray[np.floating], layout: SlotLayout) -> None:
+    def __init__(self, scores: ListScores, vectors: NDArray[np.floating]) -> None:
         self._scores = scores
         self._vectors = vectors
-        self._layout = layout
 
     def best(
         self,
         queries: NDArray[np.float32],
         histories: Sequence[ListQuery | None],
-        found: _Scored,
+        found: NDArray[np.int64],
         k: int,
         findable: NDArray[np.bool_] | None,
         read: ReadVectors | None = None,
@@ -54,12 +53,11 @@ class ListSearch:
         Args:
             queries: (B, Σd) float32, slot weights already multiplied in.
             histories: B.
-            found: the best rows by slots alone, (B, c) int64 padded with −1, c ≥ k, and their scores, (B, c) float32
-                padded with −inf, as :func:`index.search.scoring.rescore` returns them.
+            found: (B, c) int64 the best rows by slots alone in any order, different, padded with −1 at the end.
             k: at least 1.
-            findable: (n,) bool rows that may be returned; None: all.
-            read: returns the vectors of listed items; called at most twice, with rows padded with −1, whose vectors
-                may be any. None: the stored ones are read.
+            findable: (n,) bool rows that may be returned; None: all. The rows that were found are among them.
+            read: returns the vectors of found and listed items; called at most twice, with rows that may repeat. None:
+                the stored ones are read.
 
         Returns:
             (B, k) rows and scores, as of :func:`index.search.scoring.rescore`.
@@ -67,82 +65,66 @@ class ListSearch:
         Raises:
             SearchError: a row of a history outside the catalogue.
         """
-        entries = self._scores.entries(histories)
-        rows, scores = found
-        if not len(entries):
-            return rows[:, :k], scores[:, :k]
-        lowest = np.where(rows >= 0, scores, np.inf).min(axis=1)
-        chosen = entries.strongest(k * (_STRONGEST_OF_FEW if len(rows) < _FEW else _STRONGEST))
-        line = np.arange(len(rows))[:, None]
-        chosen[line, rows & (entries.buckets - 1)] = True
-        listed, scores = self._add(entries.items_in(chosen), rows, scores)
         read = read or partial(gather, self._vectors)
-        best = self._joined(queries, listed, (rows, scores), lowest, k, findable, read)
-        bound = _kth(best[1], k)
-        least = bound.astype(np.float64) - lowest - _ROUNDING * (np.abs(bound) + np.abs(lowest))
-        rest = (entries.sums >= least[:, None]) & ~chosen
-        if rest.any():
-            best = self._joined(queries, entries.items_in(rest), best, lowest, k, findable, read)
-        return best_of(*best, k)
-
-    def _add(
-        self, listed: ListedItems, rows: NDArray[np.int64], scores: NDArray[np.float32]
-    ) -> tuple[ListedItems, NDArray[np.float32]]:
-        """The listed items without the found rows, and the whole scores of the found rows."""
-        if not len(listed.keys):
-            return listed, scores
-        keys = rows + np.arange(len(rows))[:, None] * self._scores.lists.items
-        places = np.minimum(np.searchsorted(listed.keys, keys), len(listed.keys) - 1)
-        known = (listed.keys[places] == keys) & (rows >= 0)
-        left = np.ones(len(listed.keys), dtype=np.bool_)
-        left[places[known]] = False
-        return listed.where(left), scores + np.where(known, listed.parts[places], np.float32(0.0))
-
-    def _joined(
-        self,
-        queries: NDArray[np.float32],
-        listed: ListedItems,
-        best: _Scored,
-        lowest: NDArray[np.float32],
-        k: int,
-        findable: NDArray[np.bool_] | None,
-        read: ReadVectors,
-    ) -> _Scored:
-        """Rows and whole scores, (B, c), with those of the listed items added that may be among the best k.
-
-        Args:
-            queries: (B, Σd) float32.
-            listed: none of them in ``best``.
-            best: rows and whole scores that are known, (B, ≥ k).
-            lowest: (B,) float32, at least the score by slots of any listed item.
-            k: at least 1.
-            findable: (n,) bool rows that may be returned; None: all.
-            read: returns the vectors of rows.
-        """
-        bound = _kth(best[1], k)
-        reach = (lowest[listed.numbers] + listed.parts >= bound[listed.numbers]) & (listed.parts > 0)
+        entries = self._scores.entries(histories, found)
+        least = np.maximum(entries.strongest(_STRONGEST * k), _ABOVE_0)
+        listed = entries.items_in(least)
+        if not len(listed.rows):
+            return padded(found[:, :0], np.zeros((len(found), 0), dtype=np.float32), k)
+        kept = listed.parts >= least.take(listed.numbers)
         if findable is not None:
-            reach &= findable[listed.rows]
-        listed = listed.where(reach)
-        if not len(listed.keys):
+            kept &= findable.take(listed.rows)
+        kept |= listed.found
+        rows, parts, by_slots, filled = listed.in_lines(kept, len(queries))
+        scores = whole_scores(queries, read(rows))
+        lowest = np.minimum.reduce(np.where(by_slots, scores, _INFINITY), axis=1)
+        scores += parts
+        best = _first(rows, _without(scores, filled), k)
+        bound = best[1][:, -1]
+        reach = _reach(bound, lowest)
+        if all(part >= seen for part, seen in zip(reach, least.tolist(), strict=True)):
             return best
-        rows, scores = _padded(listed, len(queries))
-        scores += slot_scores(queries, read(rows), self._layout).sum(axis=2)
-        return np.concatenate((best[0], rows), axis=1), np.concatenate((best[1], scores), axis=1)
+        listed = entries.items_in(np.maximum(reach, _ABOVE_0))
+        kept = (listed.parts < least.take(listed.numbers)) & (listed.parts > 0) & ~listed.found
+        kept &= lowest.take(listed.numbers) + listed.parts >= bound.take(listed.numbers)
+        if findable is not None:
+            kept &= findable.take(listed.rows)
+        if not kept.any():
+            return best
+        rows, scores, _, filled = listed.in_lines(kept, len(queries))
+        scores = _without(scores + whole_scores(queries, read(rows)), filled)
+        if filled is not None:
+            rows[filled] = -1
+        return best_of(np.concatenate((best[0], rows), axis=1), np.concatenate((best[1], scores), axis=1), k)
 
 
-def _kth(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """(B,) the k-th largest score of each query."""
-    bounds: NDArray[np.float32] = np.partition(scores, -k, axis=1)[:, -k]
-    return bounds
+def _reach(bound: NDArray[np.float32], lowest: NDArray[np.float32]) -> list[float]:
+    """For each query, what the lists must add at least to an item that was not found by slots."""
+    return [
+        last - low - _ROUNDING * (abs(last) + abs(low))
+        for last, low in zip(bound.tolist(), lowest.tolist(), strict=True)
+    ]
 
 
-def _padded(listed: ListedItems, queries: int) -> _Scored:
-    """One line for each query: (B, c) rows padded with −1, and parts padded with −inf."""
-    if queries == 1:
-        return listed.rows[None], listed.parts[None]
-    sizes = np.bincount(listed.numbers, minlength=queries)
-    filled = np.arange(sizes.max()) < sizes[:, None]
-    rows, parts = np.full(filled.shape, -1, dtype=np.int64), np.full(filled.shape, -np.inf, dtype=np.float32)
-    rows[filled], parts[filled] = listed.rows, listed.parts
-    return rows, parts
+def _without(scores: NDArray[np.float32], filled: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """The scores, −inf where a line is filled up."""
+    if filled is not None:
+        scores[filled] = -np.inf
+    return scores
+
+
+def _first(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> _Scored:
+    """The best k, as :func:`index.search.scoring.best_of`, of rows that ascend within a query; −inf: no row."""
+    queries, width = scores.shape
+    if queries == 1:  # sorted whole in fewer calls
+        order = (-scores).argsort(axis=1, kind="stable")[:, :k]
+        return padded(rows.take(order), scores.take(order), k)
+    if width > k:
+        bound = np.partition(scores, width - k, axis=1)[:, width - k, None]
+        places = (scores >= bound).reshape(-1).nonzero()[0]
+        if len(places) == queries * k and float(bound.min()) > -np.inf:
+            lines = places.reshape(queries, k)
+            order = (-scores.take(lines)).argsort(axis=1, kind="stable")
+            best = lines.take(order + (np.arange(queries) * k)[:, None])
+            return rows.take(best), scores.take(best)
+    return best_of(np.where(scores > -np.inf, rows, -1), scores, k)

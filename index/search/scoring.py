@@ -15,8 +15,7 @@ from index.items.slots import SlotLayout
 from index.search.float16 import to_float32
 
 ReadVectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""Returns stored vectors, (*rows.shape, Σd) float32, of int64 rows of any shape. None is negative, but where the caller
-pads with −1; the vectors of those may be any."""
+"""Returns stored vectors, (*rows.shape, Σd) float32, of int64 rows of any shape, none of them negative."""
 
 
 class FoundVectors:
@@ -99,6 +98,13 @@ def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layo
     Returns:
         (B, c, slots) float32, slots in the order of the layout; 0 if a vector lacks the slot.
     """
+    dim = layout.slots[0].dim
+    if all(slot.dim == dim for slot in layout.slots):  # one call has them all, with the same sums
+        by_slot = (len(layout.slots), dim)
+        equal: NDArray[np.float32] = np.vecdot(
+            vectors.reshape(*vectors.shape[:2], *by_slot), queries.reshape(len(queries), 1, *by_slot)
+        )
+        return equal
     parts = np.empty((*vectors.shape[:2], len(layout.slots)), dtype=np.float32)
     start = 0
     for position, slot in enumerate(layout.slots):
@@ -108,11 +114,26 @@ def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layo
     return parts
 
 
+def whole_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner product of each query with its own vectors, over all slots.
+
+    A score is the same for any other queries and vectors beside it.
+
+    Args:
+        queries: (B, Σd) float32, slot weights already multiplied in.
+        vectors: (B, c, Σd) float32 stored vectors.
+
+    Returns:
+        (B, c) float32.
+    """
+    scores: NDArray[np.float32] = np.vecdot(vectors, queries[:, None])
+    return scores
+
+
 def rescore(
     queries: NDArray[np.float32],
     rows: NDArray[np.int64],
     vectors: NDArray[np.floating],
-    layout: SlotLayout,
     k: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Score candidate rows from the stored vectors and return the best k.
@@ -121,13 +142,12 @@ def rescore(
         queries: (B, Σd) float32.
         rows: (B, c) int64 candidates in any order, −1 = none, without duplicates.
         vectors: (n, Σd) stored vectors.
-        layout: the slots.
         k: at least 1; may exceed c.
 
     Returns:
         (B, k) int64 rows padded with −1 and (B, k) float32 scores padded with −inf, descending, ties by lower row.
     """
-    scores = slot_scores(queries, gather(vectors, rows), layout).sum(axis=2)
+    scores = whole_scores(queries, gather(vectors, rows))
     scores[rows < 0] = -np.inf
     return best_of(rows, scores, k)
 
@@ -147,12 +167,18 @@ def best_of(
     """
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     line = np.arange(rows.shape[0])[:, None]
-    best_rows, best_scores = rows[line, order], scores[line, order]
-    missing = k - best_rows.shape[1]
+    return padded(rows[line, order], scores[line, order], k)
+
+
+def padded(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(B, k) rows padded with −1 and scores padded with −inf, of (B, ≤ k) each."""
+    missing = k - rows.shape[1]
     if missing > 0:
-        best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
-        best_scores = np.pad(best_scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-    return best_rows, best_scores
+        rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return rows, scores
 
 
 def gather(vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -165,4 +191,4 @@ def gather(vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np
     Returns:
         (*rows.shape, Σd) float32.
     """
-    return to_float32(vectors.take(np.maximum(rows, 0), axis=0))
+    return to_float32(vectors.take(rows, axis=0, mode="clip"))

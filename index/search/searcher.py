@@ -65,7 +65,7 @@ class Searcher:
         self._count = rows
         self._layout = layout
         self._effort = effort
-        self._lists = None if lists is None else ListSearch(lists, vectors, layout)
+        self._lists = None if lists is None else ListSearch(lists, vectors)
 
     def search(
         self,
@@ -95,16 +95,16 @@ class Searcher:
         listed = self._listed(histories, checked.shape[0])
         if checked.shape[0] == 0 or (mask is not None and mask.count == 0):
             return _no_rows(checked.shape[0], k)
-        kept = k if listed is None else k + OVER_FETCH  # the lower the last score is, the fewer listed items can reach
         efforts = self._effort.of(checked, self._layout)
         if checked.shape[0] == 1 or (efforts == efforts[0]).all():
-            found = self._group(checked, k, mask, int(efforts[0]), kept)
+            found = self._group(checked, k, mask, int(efforts[0]))
         else:
-            found = _no_rows(checked.shape[0], kept)
+            found = np.full((checked.shape[0], k + OVER_FETCH), -1, dtype=np.int64)
             for effort in np.unique(efforts):
                 members = np.flatnonzero(efforts == effort)
-                found[0][members], found[1][members] = self._group(checked[members], k, mask, int(effort), kept)
-        return self._joined(checked, listed, found, k, mask)
+                rows = self._group(checked[members], k, mask, int(effort))
+                found[members, : rows.shape[1]] = rows
+        return self._scored(checked, listed, found, k, mask)
 
     def exact(
         self,
@@ -124,9 +124,8 @@ class Searcher:
         count = self._count if mask is None else mask.count
         if checked.shape[0] == 0 or count == 0:
             return _no_rows(checked.shape[0], k)
-        candidates = self._candidates(checked, exact_step(self._index.capabilities, k, count), mask)
-        found = rescore(checked, candidates, self._vectors, self._layout, k)
-        return self._joined(checked, listed, found, k, mask)
+        found = self._candidates(checked, exact_step(self._index.capabilities, k, count), mask)
+        return self._scored(checked, listed, found, k, mask)
 
     def with_lists(
         self,
@@ -146,8 +145,8 @@ class Searcher:
             k: at least 1.
             allowed: as of :meth:`search`.
             histories: as of :meth:`search`.
-            read: returns the vectors of listed items; called at most twice, with rows padded with −1, whose vectors
-                may be any. None: the stored ones are read.
+            read: returns the vectors of found and listed items; called at most twice, with rows that may repeat. None:
+                the stored ones are read.
 
         Returns:
             (B, k) rows and scores, as of :meth:`search`.
@@ -156,8 +155,9 @@ class Searcher:
             SearchError: a row of a history lies outside the catalogue, or the histories are not B.
         """
         listed = self._listed(histories, queries.shape[0])
-        rows, scores = self._joined(queries, listed, found, k, self._row_mask(allowed), read)
-        return rows[:, :k], scores[:, :k]
+        if listed is None or self._lists is None:
+            return found[0][:, :k], found[1][:, :k]
+        return self._lists.best(queries, listed, found[0], k, self._findable(self._row_mask(allowed)), read)
 
     def lists_add(self, histories: Sequence[ListQuery | None] | None) -> bool:
         """Whether any list adds to the scores of these histories."""
@@ -186,45 +186,46 @@ class Searcher:
             raise SearchError(f"needs a history or None for each of {queries} queries, got {len(histories)}")
         return None if all(history is None for history in histories) else histories
 
-    def _joined(
+    def _scored(
         self,
         queries: NDArray[np.float32],
         histories: Sequence[ListQuery | None] | None,
-        found: tuple[NDArray[np.int64], NDArray[np.float32]],
+        found: NDArray[np.int64],
         k: int,
         allowed: RowMask | None,
-        read: ReadVectors | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best k of the rows that were found by slots and of those in lists."""
+        """The best k of the rows that were found by slots, (B, c), and of those in lists."""
         if histories is None or self._lists is None:
-            return found
-        every = self._count == self._indexed.shape[0]
-        findable = allowed.findable if allowed is not None else None if every else self._indexed
-        return self._lists.best(queries, histories, found, k, findable, read)
+            return rescore(queries, found, self._vectors, k)
+        return self._lists.best(queries, histories, found, k, self._findable(allowed))
+
+    def _findable(self, allowed: RowMask | None) -> NDArray[np.bool_] | None:
+        """(n,) bool rows that may be returned; None: all."""
+        if allowed is not None:
+            return allowed.findable
+        return None if self._count == self._indexed.shape[0] else self._indexed
 
     def _plan(self, k: int, allowed: RowMask | None, effort: int) -> SearchStep:
         count, removed = (self._count, 0) if allowed is None else (allowed.count, allowed.removed)
         return plan(self._index.capabilities, k, count, effort, self._effort, removed)
 
-    def _group(
-        self, queries: NDArray[np.float32], k: int, allowed: RowMask | None, effort: int, kept: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Search queries of one effort for k rows, of which ``kept`` ≥ k columns are returned if the index found them.
+    def _group(self, queries: NDArray[np.float32], k: int, allowed: RowMask | None, effort: int) -> NDArray[np.int64]:
+        """(B, ≤ k + OVER_FETCH) int64 rows for queries of one effort, padded with −1 at the end.
 
         The search is exact for queries for which the index found too few rows.
         """
         step = self._plan(k, allowed, effort)
-        candidates = self._candidates(queries, step, allowed)[:, : k + OVER_FETCH]
-        rows, scores = rescore(queries, candidates, self._vectors, self._layout, kept)
+        rows = self._candidates(queries, step, allowed)[:, : k + OVER_FETCH]
         if step.path != "index":
-            return rows, scores
+            return rows
         count = self._count if allowed is None else allowed.count
         enough = min(k if allowed is None else k + SPARE, count)
-        short = np.flatnonzero((candidates >= 0).sum(axis=1) < enough)
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < enough)
         if short.size:
             again = self._candidates(queries[short], exact_step(self._index.capabilities, k, count), allowed)
-            rows[short], scores[short] = rescore(queries[short], again, self._vectors, self._layout, kept)
-        return rows, scores
+            rows[short] = -1
+            rows[short, : again.shape[1]] = again
+        return rows
 
     def _candidates(self, queries: NDArray[np.float32], step: SearchStep, allowed: RowMask | None) -> NDArray[np.int64]:
         """(B, c) int64 allowed rows of the catalogue, in the order of the index, padded with −1 at the end."""

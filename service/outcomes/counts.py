@@ -7,7 +7,7 @@ other, so a variance over answers would be too small.
 
 import hashlib
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
@@ -61,10 +61,10 @@ class OutcomeCounts:
         self._number = 0
         self._amounts: dict[tuple[str, str], int] = defaultdict(int)
         # Counted by few keys while they happen, and by dimension when they are stored.
-        self._pages: Counter[tuple[int, int, int]] = Counter()
-        self._answers: Counter[tuple[int, AnswerContext, str]] = Counter()
-        self._slots: Counter[tuple[int, str]] = Counter()
-        self._outcomes: Counter[tuple[int, int, str, AnswerContext, str]] = Counter()
+        self._pages: dict[tuple[int, int, int, AnswerContext | None], int] = defaultdict(int)  # None: of two arms
+        self._shown: dict[tuple[int, AnswerContext], int] = defaultdict(int)  # of answers of two arms
+        self._slots: dict[tuple[int, str], int] = defaultdict(int)
+        self._outcomes: dict[tuple[int, int, str, AnswerContext, str], int] = defaultdict(int)
         self._sending: CountBatch | None = None
 
     def answered(
@@ -87,24 +87,28 @@ class OutcomeCounts:
             degraded: whether it is degraded.
             apart: of an answer that should have been interleaved: by arm, whether its part was degraded or refused.
         """
-        hour, shown = _hour(answer.time), len(answer.item_ids)
-        parts = _parts(answer)
-        if answer.second is None:
-            self._answers[hour, answer.context, "answers"] += 1
-        else:  # counts for both arms, once for what they have in common
-            for by, value in dict.fromkeys(pair for context, _ in parts for pair in _of_answer(context)):
-                self._add(hour, by, value, "answers", 1)
-        for context, items in parts:
-            self._answers[hour, context, "shown"] += items
-        self._pages[hour, answer.offset, shown] += 1
-        for slot, items in Counter(answer.slots).items():
-            self._slots[hour, slot] += items
+        hour, second, slots = _hour(answer.time), answer.second, answer.slots
+        self._pages[hour, answer.offset, len(answer.item_ids), answer.context if second is None else None] += 1
+        for slot in set(slots):
+            self._slots[hour, slot] += slots.count(slot)
+        if second is not None:
+            self._add_arms(hour, answer)
+        elif not answer.context.arm and not apart:
+            return
         measures = {"answers": 1, "users": int(is_first), "visits": int(is_visit), "latency_us": latency_us}
-        for context, items in parts:
-            of_part = {"degraded": int(degraded)} if answer.second is None else {"shown": items}
+        for context, items in _parts(answer):
+            of_part = {"degraded": int(degraded)} if second is None else {"shown": items}
             self._add_to_experiment(answer.owner, context.arm, measures | of_part)
         for arm, failed in (apart or {}).items():
             self._add_to_experiment(answer.owner, arm, measures | {"degraded": int(failed)})
+
+    def _add_arms(self, hour: int, answer: AnswerRecord) -> None:
+        """Count an interleaved answer for both arms, once for what they have in common."""
+        parts = _parts(answer)
+        for by, value in dict.fromkeys(pair for context, _ in parts for pair in _of_answer(context)):
+            self._add(hour, by, value, "answers", 1)
+        for context, items in parts:
+            self._shown[hour, context] += items
 
     def left_out(self, seconds: float, what: LeftOutKind, reason: LeftOut, amount: int = 1) -> None:
         """Count what is not kept, or not as long as its window.
@@ -171,12 +175,15 @@ class OutcomeCounts:
 
     def _divide(self) -> None:
         """Divide what was counted among the dimensions; done once for all answers and outcomes of the same kind."""
-        for (hour, offset, shown), answers in self._pages.items():
+        for (hour, offset, shown, context), answers in self._pages.items():
             for position in range(offset + 1, offset + shown + 1):
                 self._add(hour, "position", position_label(position), "shown", answers)
-        for (hour, context, measure), amount in self._answers.items():
+            for by, value in () if context is None else _of_answer(context):
+                self._add(hour, by, value, "answers", answers)
+                self._add(hour, by, value, "shown", answers * shown)
+        for (hour, context), items in self._shown.items():
             for by, value in _of_answer(context):
-                self._add(hour, by, value, measure, amount)
+                self._add(hour, by, value, "shown", items)
         for (hour, slot), items in self._slots.items():
             self._add(hour, "slot", slot, "shown", items)
         for (hour, position, slot, context, measure), amount in self._outcomes.items():
@@ -184,7 +191,7 @@ class OutcomeCounts:
             self._add(hour, "slot", slot, measure, amount)
             for by, value in _of_answer(context):
                 self._add(hour, by, value, measure, amount)
-        for counted in (self._pages, self._answers, self._slots, self._outcomes):
+        for counted in (self._pages, self._shown, self._slots, self._outcomes):
             counted.clear()
 
     def _add(self, hour: int, by: str, value: str, measure: str, amount: int) -> None:

@@ -10,25 +10,22 @@ import hashlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from math import inf
 from time import monotonic, time
 from typing import Final, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from service.errors import OutcomesUnavailable
 from service.outcomes.counts import LeftOut, LeftOutKind, OutcomeCounts, flushed
+from service.outcomes.sent_answers import ComputeContributions, Contributions, SentAnswer, dominant_slots, each_alone
 from service.settings.groups import OutcomeSettings
-from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, AnswerRecord, SecondArm, owner_of
+from service.stores.outcomes.answer_records import AnswerRecord, owner_of
 from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, Attribution, ItemOutcome, OutcomeStore
 from service.stores.protocols import Event, session_owner
 
 MOST_WAITING: Final = 10_000
 """Answers and events that may wait; further ones are left out and counted."""
-NO_SLOT: Final = "none"
 
 _ANSWERS_TOGETHER: Final = 8  # few, as the event loop is busy meanwhile
 _LONG_QUEUE: Final = 200
@@ -40,75 +37,7 @@ _CLOSING_S: Final = 2.0
 _MOST_FORGOTTEN: Final = 1000  # erased users that are remembered for the answers in progress
 
 
-Contributions = Callable[[], NDArray[np.float32]]
 _Entry = TypeVar("_Entry")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SecondPart:
-    """What the second arm gave to an interleaved answer.
-
-    Attributes:
-        arm: its context, and which items it gave.
-        slots: names of its slots.
-        contributions: of its items, as in `SentAnswer`.
-    """
-
-    arm: SecondArm
-    slots: Sequence[str]
-    contributions: Contributions | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SentAnswer:
-    """An answer that was sent to a client.
-
-    Attributes:
-        user_id: whom it was for; None: nobody by name.
-        request_id: as it was answered.
-        offset: items before the first one.
-        item_ids: best first.
-        slots: names of the slots.
-        contributions: computes the (k, slots) float32 parts of the scores by slot; None under ``popular``.
-        context: what outcomes are counted by.
-        degraded: whether it is degraded.
-        latency_us: microseconds from the arrival of the request to its answer.
-        second: of an interleaved answer, whose slots, contributions and context above are those of the items of the
-            first arm; else None.
-        apart: of an answer that should have been interleaved: by arm, whether its part was degraded or refused.
-        sent: monotonic seconds when it was sent.
-    """
-
-    user_id: str | None
-    request_id: str
-    offset: int
-    item_ids: Sequence[str]
-    slots: Sequence[str]
-    contributions: Contributions | None
-    context: AnswerContext
-    degraded: bool
-    latency_us: int
-    second: SecondPart | None = None
-    apart: Mapping[str, bool] | None = None
-    sent: float = field(default_factory=monotonic)
-
-    def record(self, now: float) -> AnswerRecord:
-        """The answer as it is stored."""
-        items = self.item_ids[:MOST_ITEMS]
-        owner, second = owner_of(self.user_id, self.request_id), self.second
-        arm = None if second is None else SecondArm(second.arm.context, second.arm.gave[: len(items)])
-        return AnswerRecord(
-            owner, int(now), self.request_id, self.offset, items, self._slots(len(items)), self.context, arm
-        )
-
-    def _slots(self, items: int) -> list[str]:
-        """The dominant slots of the first items."""
-        if self.second is None:
-            return dominant_slots(self.slots, _computed(self.contributions), items)
-        gave = self.second.arm.gave[:items]
-        first = iter(dominant_slots(self.slots, _computed(self.contributions), items - sum(gave)))
-        second = iter(dominant_slots(self.second.slots, _computed(self.second.contributions), sum(gave)))
-        return [next(second if of_second else first) for of_second in gave]
 
 
 class OutcomeObserver(Protocol):
@@ -135,18 +64,25 @@ class Outcomes:
         settings: the sampling rate.
         observer: counts what happens.
         log: gets unexpected errors.
+        compute: computes the contributions of several answers, in less time than one after the other.
 
     Attributes:
         counts: what was counted.
     """
 
     def __init__(
-        self, store: OutcomeStore, settings: OutcomeSettings, observer: OutcomeObserver, log: FilteringBoundLogger
+        self,
+        store: OutcomeStore,
+        settings: OutcomeSettings,
+        observer: OutcomeObserver,
+        log: FilteringBoundLogger,
+        compute: ComputeContributions = each_alone,
     ) -> None:
         self._store = store
         self._sample = settings.outcomes_sample
         self._observer = observer
         self._log = log
+        self._compute = compute
         self._waiting: deque[SentAnswer | Event] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -269,8 +205,11 @@ class Outcomes:
         An answer to a user waits for the events before it, which are no outcomes of it, and events for that answer.
         """
         most_answers = _ANSWERS_TOGETHER if len(self._waiting) < _LONG_QUEUE else _ANSWERS_TOGETHER_IN_LONG_QUEUE
-        answers, events, later = list[SentAnswer](), list[Event](), list[SentAnswer | Event]()
-        users, waits = set[str | None](), set[str | None]()  # with an event before; with an answer that waits for it
+        answers: list[SentAnswer] = []
+        events: list[Event] = []
+        later: list[SentAnswer | Event] = []
+        users: set[str | None] = set()  # with an event before
+        waits: set[str | None] = set()  # with an answer that waits for an event
         while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
             if not isinstance(entry := self._waiting.popleft(), SentAnswer):
                 own = {entry.user_id, session_owner(entry.session_id) if entry.session_id else entry.user_id}
@@ -310,7 +249,8 @@ class Outcomes:
         async with self._recording:
             # An erasure that marks its user after this line waits for the lock, and deletes what is stored here.
             wanted = [answer for answer in answers if not self._is_forgotten(answer)]
-            recorded = [(answer, record) for answer in wanted if (record := self._record(answer, now)) is not None]
+            known = self._dominant_slots(wanted)
+            recorded = [(one, record) for one in wanted if (record := self._record(one, now, known)) is not None]
             results = await self._store.record([record for _, record in recorded])
         for (answer, record), stored in zip(recorded, results, strict=True):
             if isinstance(stored, OutcomesUnavailable):
@@ -330,9 +270,19 @@ class Outcomes:
         if kept:
             self._observer.answer("kept", kept)
 
-    def _record(self, answer: SentAnswer, now: float) -> AnswerRecord | None:
+    def _dominant_slots(self, answers: Sequence[SentAnswer]) -> dict[Contributions, list[int]]:
+        """Those of all answers; none if any contributions fail, so that those of each answer are computed alone."""
+        wanted = [found for answer in answers for found in answer.all_contributions]
         try:
-            return answer.record(now)
+            return dict(zip(wanted, dominant_slots(self._compute(wanted)), strict=True)) if wanted else {}
+        except Exception:  # noqa: BLE001 - `_record` logs the error with the answer that it is of
+            return {}
+
+    def _record(
+        self, answer: SentAnswer, now: float, known: Mapping[Contributions, Sequence[int]]
+    ) -> AnswerRecord | None:
+        try:
+            return answer.record(now, known)
         except Exception as error:  # noqa: BLE001 - the others are stored nevertheless
             self._log.error("answer not kept", request_id=answer.request_id, exc_info=error)
             self._leave_out("failed", now)
@@ -371,26 +321,6 @@ def _result(shown: Attribution) -> str:
     if isinstance(shown, OutcomesUnavailable):
         return "failed"
     return DUPLICATE if shown == DUPLICATE else "attributed"
-
-
-def _computed(contributions: Contributions | None) -> NDArray[np.float32] | None:
-    return None if contributions is None else contributions()
-
-
-def dominant_slots(names: Sequence[str], contributions: NDArray[np.float32] | None, items: int) -> list[str]:
-    """The name of the slot with the largest positive contribution to each score.
-
-    Args:
-        names: of the slots.
-        contributions: (≥ items, slots) float32; None: there are none.
-        items: how many.
-    """
-    if contributions is None:
-        return [NO_SLOT] * items
-    parts = contributions[:items]
-    largest = parts.argmax(axis=1).tolist()
-    positive = (parts.max(axis=1) > 0).tolist()
-    return [names[slot] if found else NO_SLOT for slot, found in zip(largest, positive, strict=True)]
 
 
 def share_of(owner: str) -> float:

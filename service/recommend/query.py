@@ -1,12 +1,13 @@
 """The recommender's query and result types, independent of HTTP."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.recommend.contributions import Contributions
 from service.recommend.stored_history import ExcludeSeen, HistoryWindow
 from service.stores.protocols import session_owner
 
@@ -104,7 +105,7 @@ class Recommendations:
     strategy: Strategy = "popular"
     degraded: Degraded | None = None
     error: str | None = None
-    later: Callable[[], NDArray[np.float32]] | None = None
+    later: Contributions | None = None
 
     def chosen(self, places: Sequence[int]) -> "Recommendations":
         """The items at some places, counted from 0, in this order."""
@@ -120,5 +121,5 @@ class Recommendations:
             contributions=of(self.contributions),
             list_contributions=of(self.list_contributions),
             nearest=of(self.nearest),
-            later=None if later is None else lambda: later()[chosen],
+            later=None if later is None else later.of(chosen),
         )

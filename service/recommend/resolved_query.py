@@ -13,12 +13,12 @@ from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from index.search.scoring import ReadVectors, joined
 from service.errors import RuleBroken, RuleViolation
+from service.recommend.contributions import Contributions
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.new_items import by_position, in_score_order, is_new, places_for_new
 from service.recommend.query import Degraded, Query, Recommendations, Strategy
 from service.recommend.query_vector import WeightedHistory, mean_query, sequence_query
-from service.recommend.slot_scales import scales_of, weighs_below_one
 from service.recommend.stored_history import StoredHistory, relative
 from service.request_trace import Stopwatch
 
@@ -222,20 +222,11 @@ class ResolvedQuery:
         if not rows.size:
             return answer
         if self.query.contributions_later:
-            answer = replace(answer, later=partial(self._contributions, found, rows, lists))
+            answer = replace(answer, later=self._contributions(found, rows, lists))
         return self._explained(answer, found, lists) if self.query.explain else answer
 
-    def _contributions(
-        self, found: SearchResult, rows: NDArray[np.int64], lists: ListQuery | None
-    ) -> NDArray[np.float32]:
-        query, vectors = found.query[None], found.vectors
-        parts: NDArray[np.float32] = self.bundle.contributions(query, rows[None], [lists], vectors)[0]
-        if self.query.slot_weights is None or not weighs_below_one(self.query.slot_weights):
-            return parts
-        by_slots = self.bundle.contributions(query, rows[None], None, vectors)[0]
-        scales = scales_of(self.bundle, rows, self.query.slot_weights)
-        parts += by_slots * (scales - 1)[:, None]  # what a list adds is not scaled
-        return parts
+    def _contributions(self, found: SearchResult, rows: NDArray[np.int64], lists: ListQuery | None) -> Contributions:
+        return Contributions(self.bundle, found.query, rows, lists, self.query.slot_weights, found.vectors)
 
     def _vectors(self, found: SearchResult, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(k, Σd) vectors of found rows or of the history: those that came with them, else those of the bundle."""
@@ -246,7 +237,7 @@ class ResolvedQuery:
         parts = self.bundle.list_contributions([lists], rows)[0] if self.query.explain_lists else None
         return replace(
             answer,
-            contributions=self._contributions(found, answer.rows, lists),
+            contributions=self._contributions(found, answer.rows, lists)(),
             list_contributions=parts,
             nearest=self._nearest(answer.rows, found),
         )

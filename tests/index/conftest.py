@@ -197,7 +197,7 @@ def brute_force() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
     def search(queries, vectors, layout, mask, k):
         rows = np.flatnonzero(mask)
-        return rescore(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
+        return rescore(queries, np.tile(rows, (len(queries), 1)), vectors, k)
 
     return search
 

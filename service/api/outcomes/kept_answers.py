@@ -6,10 +6,12 @@ from typing import Any
 
 from index.bundle.bundle import Bundle
 from service.api import request_models
-from service.outcomes.outcomes import Outcomes, SecondPart, SentAnswer
+from service.outcomes.outcomes import Outcomes
+from service.outcomes.sent_answers import SecondPart, SentAnswer
+from service.recommend.contributions import Contributions
 from service.recommend.query import Recommendations
 from service.request_trace import Trace
-from service.stores.outcomes.answer_records import AnswerContext, SecondArm
+from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, SecondArm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +102,7 @@ class KeptAnswers:
             return
         first, second = ((part, AnswerContext(part.bundle.id, part.answer.strategy, part.label)) for part in parts)
         part, context = second
-        of_second = SecondPart(SecondArm(context, gave), part.bundle.layout.names, part.answer.later)
+        of_second = SecondPart(SecondArm(context, gave), part.bundle.layout.names, _of_stored(part.answer))
         part, context = first
         sent = self._sent(part.bundle, params, part.answer, body, trace, context=context, second=of_second)
         self._outcomes.answered(sent)
@@ -120,7 +122,7 @@ class KeptAnswers:
             offset=params.offset,
             item_ids=[item["item_id"] for item in body["items"]],
             slots=bundle.layout.names,
-            contributions=answer.later,
+            contributions=_of_stored(answer),
             degraded=answer.degraded is not None,
             latency_us=round(trace.elapsed_ms * 1000.0),
             **more,
@@ -131,3 +133,8 @@ class KeptAnswers:
         if self._require_consent or not isinstance(params, request_models.RecommendRequest):
             return None
         return None if params.history == "ignore" else params.owner
+
+
+def _of_stored(answer: Recommendations) -> Contributions | None:
+    """The contributions to the scores of the items that are stored."""
+    return None if answer.later is None else answer.later.of(slice(MOST_ITEMS))

@@ -18,7 +18,7 @@ from index.lists.list_query import ListQuery
 from index.search.brute_force import check_k, check_queries
 from index.search.query_plan import OVER_FETCH
 from index.search.row_mask import RowMask
-from index.search.scoring import FoundVectors, ScoredRows, best_of, slot_scores
+from index.search.scoring import FoundVectors, ScoredRows, best_of, whole_scores
 from service.errors import BundleRefused, RetrieverUnavailable
 from service.retrieval.guard import Guard
 from service.retrieval.milvus.client import MOST_BYTES, MOST_ROWS, FoundRows, MilvusClient
@@ -180,12 +180,12 @@ class _ListedVectors:
         self.vectors = found
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors of rows, padded with −1; see `index.search.searcher.Searcher.with_lists`."""
-        real = np.unique(rows[rows >= 0])
+        """Vectors of rows; see `index.search.searcher.Searcher.with_lists`."""
+        real = np.unique(rows)
         unknown = real[~self.vectors.has(real)]
         if unknown.size:
             self.vectors = self.vectors.joined_with(self._stored.of(self._bundle, unknown))
-        return self.vectors.of(np.where(rows >= 0, rows, real[0]), self._bundle.vectors)
+        return self.vectors.of(rows, self._bundle.vectors)
 
 
 def _fits(record: CollectionRecord, bundle: Bundle) -> bool:
@@ -218,7 +218,7 @@ def _rescored(
         rows[number, : answer.rows.size] = answer.rows
         read = bundle.vectors(answer.rows) if answer.vectors is None else answer.vectors
         vectors[number, : answer.rows.size] = read
-    scores = slot_scores(queries, vectors, bundle.layout).sum(axis=2)
+    scores = whole_scores(queries, vectors)
     scores[rows < 0] = -np.inf
     real = rows >= 0
     different, first = np.unique(rows[real], return_index=True)

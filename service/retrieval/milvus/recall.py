@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 from index.search.query_plan import OVER_FETCH
-from index.search.scoring import slot_scores
+from index.search.scoring import whole_scores
 from service.errors import PushRefused
 from service.retrieval.milvus.client import MilvusClient
 
@@ -104,7 +104,7 @@ def _recall(
             vectors = bundle.vectors(answer.rows)
             if answer.vectors is None or not np.array_equal(answer.vectors, vectors):
                 raise PushRefused(f"{name} returns other vectors than those of the bundle; drop it and push again")
-            scores = slot_scores(query[None], vectors[None], bundle.layout).sum(axis=2)[0]
+            scores = whole_scores(query[None], vectors[None])[0]
             real = best[np.isfinite(best)]
             wanted += real.size
             hits += min(int(np.count_nonzero(scores >= real[-1])), real.size) if real.size else 0

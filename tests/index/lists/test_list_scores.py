@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from index.errors import SearchError
 from index.items.slots import Slot, SlotLayout
 from index.lists.item_lists import ItemLists, ListWeights
+from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores, summed
 from tests.support.listed_bundles import compressed
 
@@ -167,3 +168,21 @@ def test_parts_equal_brute_force_and_do_not_depend_on_the_batch(case: tuple[Item
         assert alone_rows.tolist() == own_rows.tolist()
         assert alone.tobytes() == own.tobytes()
         np.testing.assert_array_equal(scores.dense([rows])[0], summed(whole.of(number)[1]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues(), st.data())
+def test_contributions_to_any_rows_equal_brute_force(
+    case: tuple[ItemLists, list[NDArray[np.int64]]], data: st.DataObject
+):
+    lists, histories = case
+    scores, k = ListScores(lists), data.draw(st.integers(0, 9))
+    line = st.lists(st.integers(-1, lists.items - 1), min_size=k, max_size=k)  # repeated ones too
+    rows = np.array([data.draw(line) for _ in histories], dtype=np.int64).reshape(len(histories), k)
+    found = scores.contributions([ListQuery(history) for history in histories], rows)
+    assert (found.dtype, found.shape) == (np.float32, (*rows.shape, len(lists.lists)))
+    for number, history in enumerate(histories):
+        expected = brute_force(lists, history).T.astype(np.float32)[rows[number]]
+        np.testing.assert_array_equal(found[number], np.where(rows[number, :, None] < 0, 0, expected))
+        alone = scores.contributions([ListQuery(history)], rows[number][None])
+        assert alone[0].tobytes() == found[number].tobytes()

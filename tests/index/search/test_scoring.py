@@ -18,10 +18,10 @@ def test_slot_scores_by_hand():
 
 def test_rescore_sorts_breaks_ties_and_pads():
     query = np.array([[2, 3, 5]], np.float32)
-    rows, scores = rescore(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
+    rows, scores = rescore(query, np.array([[3, -1, 1, 0]]), VECTORS, 5)
     assert rows.tolist() == [[1, 0, 3, -1, -1]]
     assert scores.tolist() == [[13, 2, 2, -np.inf, -np.inf]]
-    assert rescore(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
+    assert rescore(query, np.array([[3, 1, 0]]), VECTORS, 2)[0].tolist() == [[1, 0]]
 
 
 def test_a_score_does_not_depend_on_the_other_candidates():

@@ -94,7 +94,7 @@ def searcher_of(kind, path, vectors, indexed):
 
 def exact_rows(queries, vectors, k, mask):
     rows, _ = exact_top_k(queries, vectors, min(k + 16, len(vectors)), allowed=mask)
-    return rescore(queries, rows, vectors, LAYOUT, k)
+    return rescore(queries, rows, vectors, k)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,17 +5,20 @@ import pytest
 
 from service.outcomes.breakdown import Period
 from service.outcomes.counts import position_label
-from service.outcomes.outcomes import dominant_slots
+from service.outcomes.sent_answers import dominant_slots
 from service.stores.outcomes.answer_records import slot_of
 
-SLOTS = ("text", "image", "behaviour")
 PARTS = np.array([[0.1, 0.3, 0.2], [0.5, 0.1, 0.0], [-1.0, -0.2, 0.0]], dtype=np.float32)
 
 
 def test_the_dominant_slot_adds_most() -> None:
-    assert dominant_slots(SLOTS, PARTS, 3) == ["image", "text", "none"]
-    assert dominant_slots(SLOTS, None, 2) == ["none", "none"]
+    assert dominant_slots([PARTS]) == [[1, 0, -1]]
+    assert dominant_slots([PARTS[1:], PARTS[:0], PARTS[:1]]) == [[0, -1], [], [1]]
     assert [slot_of(mark) for mark in (0, 8 + 7, 31 << 3)] == ["none", "text", "other"]
+
+
+def test_answers_of_bundles_with_other_slots_are_compared_apart() -> None:
+    assert dominant_slots([PARTS[:1], PARTS[:2, :1], PARTS[1:2, 1:]]) == [[1], [0, 0], [0]]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from hypothesis import strategies as some
 from service.outcomes import outcomes as module
 from service.outcomes.breakdown import Period, left_out
 from service.outcomes.counts import OutcomeCounts
-from service.outcomes.outcomes import Outcomes, SecondPart, SentAnswer
+from service.outcomes.outcomes import Outcomes
+from service.outcomes.sent_answers import SecondPart, SentAnswer
 from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, SecondArm
 from service.stores.outcomes.outcome_store import AnsweredItem, InterleavedCredit
 from tests.service.outcomes.test_outcomes import BUNDLE, PARTS, MemoryOutcomes, Seen, entries, event, run, sent

@@ -17,7 +17,8 @@ from service.errors import OutcomesUnavailable
 from service.outcomes import outcomes as module
 from service.outcomes.breakdown import Period, breakdown, experiment_counts
 from service.outcomes.counts import group_of
-from service.outcomes.outcomes import Outcomes, SentAnswer, share_of
+from service.outcomes.outcomes import Outcomes, share_of
+from service.outcomes.sent_answers import SentAnswer
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord
 from service.stores.outcomes.outcome_store import (
@@ -203,6 +204,20 @@ def test_an_event_that_follows_an_answer_at_once_finds_it() -> None:
 
     _, seen = run(check)
     assert dict(seen.results) == {("answer", "kept"): 500, ("event", "attributed"): 500}
+
+
+def test_an_answer_whose_contributions_fail_costs_the_others_nothing() -> None:
+    def fails() -> Any:
+        raise ValueError("of one answer")
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent("anna", "r1"))
+        outcomes.answered(sent("bob", "r2", contributions=fails))
+        outcomes.answered(sent("carl", "r3"))
+
+    store, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 2, ("answer", "failed"): 1}
+    assert [store.answers[user][0].slots for user in ("anna", "carl")] == [["image", "text", "none"]] * 2
 
 
 def test_an_answer_without_a_user_belongs_to_whom_names_it() -> None:

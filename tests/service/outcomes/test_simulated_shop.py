@@ -13,7 +13,8 @@ import structlog
 from service.experiments.experiment import Arm, Experiment
 from service.experiments.report import experiment_report
 from service.outcomes.breakdown import Period, breakdown, experiment_counts
-from service.outcomes.outcomes import Outcomes, SentAnswer
+from service.outcomes.outcomes import Outcomes
+from service.outcomes.sent_answers import SentAnswer
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import AnswerContext
 from tests.service.outcomes.test_outcomes import BUNDLE, SLOTS, MemoryOutcomes, Seen, event

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from service.bundles.comparison import ComparedBundle, compare
+from service.recommend.contributions import computed
 from service.recommend.engine import InlineEngine, SearchJob, run_searches
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.modality_profile import profile_of
@@ -249,3 +250,22 @@ def test_a_full_explanation_without_lists_names_none(client: TestClient) -> None
     assert [item["list_contributions"] for item in found["items"]] == [{}, {}]
     popular = client.post("/recommend", json={"items": [], "k": 2, "explain": "full"}).json()
     assert [item["list_contributions"] for item in popular["items"]] == [None, None]
+
+
+def test_contributions_of_several_answers_are_those_of_each(listed: Bundle, small_bundle: Path) -> None:
+    plain, ids = Bundle.load(small_bundle), [listed.ids.id(row) for row in np.flatnonzero(listed.indexed)[:9].tolist()]
+    asked: list[tuple[Bundle, dict[str, Any]]] = [
+        (listed, {"k": 9}), (plain, {"k": 4}), (listed, {"k": 3, "slot_weights": {"text": 0.5}}), (listed, {"k": 30}),
+        (listed, {"k": 5, "similar": True}), (listed, {"k": 6, "slot_weights": {"text": 3.0}}), (plain, {"k": 7}),
+    ]  # fmt: skip
+    answers = [
+        ask(bundle, [(ids[number], 1.0), (ids[number + 1], 2.0)], contributions_later=True, explain=True, **query)
+        for number, (bundle, query) in enumerate(asked)
+    ]
+    later = [answer.later for answer in answers if answer.later is not None]
+    assert len(later) == len(asked)
+    for answer, one, parts in zip(answers, later, computed(later), strict=True):
+        assert parts.tobytes() == one().tobytes() == answer.contributions.tobytes()
+        np.testing.assert_allclose(parts.sum(axis=1), answer.scores, rtol=1e-6, atol=1e-5)
+        assert one.of(slice(2))().tobytes() == parts[:2].tobytes()
+    assert computed([]) == []

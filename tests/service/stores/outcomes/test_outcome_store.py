@@ -79,6 +79,15 @@ def test_a_context_is_read_as_it_was_written(arm: str) -> None:
         AnswerContext("no bundle", "popular").encode()
 
 
+def test_a_record_is_byte_for_byte_that_of_earlier_versions() -> None:
+    """Replicas of two versions read the records of each other."""
+    context = AnswerContext("20261122T231500Z-4f3a9c", "similar", "größe/klein")
+    items, slots = ["lamp", "größe", "c"], ["text", "none", "mine"]
+    assert AnswerRecord("anna", 1764000000, "r1", 20, items, slots, context).encode().hex() == (
+        "003169248100491f37c8258b00140315016b0377744f3a9c6772c3b6c39f652f6b6c65696ef75266d3a989b9df6f080020"
+    )
+
+
 def test_twenty_items_take_at_most_300_bytes(redis_url: str, prefix: str) -> None:
     users = 2000
 
