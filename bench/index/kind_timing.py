@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from bench.index.kind_contenders import BASE, CONTENDERS, SAME_GRAPH
 from bench.index.kind_faiss import CandidateIndex
-from index.items.slots import Slot, SlotLayout
 from index.search.query_plan import OVER_FETCH
 from index.search.scoring import rescore
 
@@ -52,13 +51,10 @@ class Search:
         contender: the index.
         vectors: (n, Σd) float16.
         rows: (r,) the rows that are in the index.
-        layout: the slots.
     """
 
-    def __init__(
-        self, contender: CandidateIndex, vectors: NDArray[np.float16], rows: NDArray[np.int64], layout: SlotLayout
-    ) -> None:
-        self.contender, self._vectors, self._rows, self._layout = contender, vectors, rows, layout
+    def __init__(self, contender: CandidateIndex, vectors: NDArray[np.float16], rows: NDArray[np.int64]) -> None:
+        self.contender, self._vectors, self._rows = contender, vectors, rows
 
     def __call__(self, kind: Queries, number: int, effort: int) -> NDArray[np.float32]:
         """(K,) scores of one query, the best first."""
@@ -123,14 +119,11 @@ def measured(
     return times
 
 
-def loaded(
-    options: argparse.Namespace,
-) -> tuple[NDArray[np.float16], NDArray[np.int64], SlotLayout, dict[str, Queries]]:
-    """Stored vectors, indexed rows, slots and queries by kind."""
+def loaded(options: argparse.Namespace) -> tuple[NDArray[np.float16], NDArray[np.int64], dict[str, Queries]]:
+    """Stored vectors, indexed rows and queries by kind."""
     stored = np.load(options.base.with_name("vectors.npy"), mmap_mode="r").view(np.ndarray)
     with np.load(options.work / "queries.npz") as file:
         names: list[str] = file["names"].tolist()
-        layout = SlotLayout(tuple(Slot(name, dim) for name, dim in json.loads(str(file["layout"]))))
         filters = {
             name: np.unpackbits(file[f"{name} allowed"], count=len(stored)).view(np.bool_)
             for name in names
@@ -145,7 +138,7 @@ def loaded(
             )
             for name in names
         }
-        return stored, file["rows"], layout, kinds
+        return stored, file["rows"], kinds
 
 
 def main() -> None:
@@ -160,7 +153,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, required=True)
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
-    vectors, rows, layout, kinds = loaded(options)
+    vectors, rows, kinds = loaded(options)
     file, build, load = CONTENDERS[options.name]
     path = options.work / file
     if options.stage == "build":
@@ -168,8 +161,8 @@ def main() -> None:
         build(vectors if len(rows) == len(vectors) else vectors[rows], options.base, path)
         print(json.dumps({"build_processor_s": round(time.process_time() - started, 1)}))
         return
-    searches = {BASE: Search(*CONTENDERS[BASE][2](vectors, options.base, path), rows, layout)}
-    searches[options.name] = Search(*load(vectors, options.base, path), rows, layout)
+    searches = {BASE: Search(*CONTENDERS[BASE][2](vectors, options.base, path), rows)}
+    searches[options.name] = Search(*load(vectors, options.base, path), rows)
     known = options.work / "base-efforts.json"
     efforts = {BASE: json.loads(known.read_text())} if known.exists() else {}
     for name, search in searches.items():

@@ -122,8 +122,7 @@ def write_queries(options: argparse.Namespace, vectors: Path) -> None:
             if allowed is not None:
                 written[f"{name} allowed"] = np.packbits(allowed)
     names = np.array([name.removesuffix(" queries") for name in written if name.endswith(" queries")])
-    layout = json.dumps([[slot.name, slot.dim] for slot in LAYOUT.slots])
-    np.savez(options.work / "queries.npz", names=names, layout=np.array(layout), **written)
+    np.savez(options.work / "queries.npz", names=names, **written)
 
 
 def bundle_efforts(bundle: Path, written: Path) -> dict[str, tuple[int, float] | None]:

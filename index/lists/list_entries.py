@@ -144,9 +144,6 @@ class ListEntries:
         sums = np.bincount(self._places, self._values, self._queries * self.buckets)
         self.sums: NDArray[np.float64] = sums.astype(np.float64, copy=False).reshape(-1, self.buckets)
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def strongest(self, count: int) -> NDArray[np.float64]:
         """(B,) float64: the least sum of the strongest buckets of each query, about ``count`` and not fewer."""
         if self.buckets <= count:

@@ -19,7 +19,7 @@ from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
 from index.search.scoring import ReadVectors, best_of, gather, padded, whole_scores
 
-_STRONGEST = 3  # times k items of the lists are scored first; seldom can another be among the best k
+_STRONGEST = 4  # times k items of the lists are scored first; with 3 most batches look again at 50 neighbours
 _ABOVE_0 = np.array(5e-324)  # the smallest number: what adds 0 is not listed
 _INFINITY = np.array(np.inf, dtype=np.float32)
 _ROUNDING = 1e-6  # relative, more than that of float32

@@ -1,4 +1,4 @@
-"""Computes scores Σ_m ⟨q^m, x^m⟩ and their parts per slot in float32, the same way for ranking and attribution.
+"""Computes scores Σ_m ⟨q^m, x^m⟩ in float32, and their parts per slot, which sum to them but for rounding.
 
 See docs/method.md, "From VLM vectors to an online encoder", point 4. Every row that an index returns is re-scored here
 from its stored vector, so a score depends neither on the kind of index nor on k.

@@ -96,7 +96,8 @@ class MilvusRetriever:
         kept = k + OVER_FETCH if bundle.searcher.lists_add(histories) else k
         found, vectors = self._found(bundle, checked, min(k, count), kept, allowed)
         if vectors is None or self._stored is None:
-            return ScoredRows(*bundle.searcher.with_lists(checked, found, k, allowed, histories), vectors)
+            read = None if vectors is None else partial(vectors.of, others=bundle.vectors)
+            return ScoredRows(*bundle.searcher.with_lists(checked, found, k, allowed, histories, read), vectors)
         listed = _ListedVectors(bundle, self._stored, vectors)
         rows, scores = bundle.searcher.with_lists(checked, found, k, allowed, histories, listed.read)
         return ScoredRows(rows, scores, listed.vectors)

@@ -90,11 +90,11 @@ class TruthFrom:
 
 
 def test_the_least_effort_is_the_first_step_that_reaches_the_recall(vectors, one_query):
-    search = Search(TruthFrom(vectors, 40), vectors, np.arange(400), LAYOUT)
+    search = Search(TruthFrom(vectors, 40), vectors, np.arange(400))
     effort, recall = least_effort(search, one_query, 0.97)
     assert recall == 1.0
     assert effort == 44  # 10 × 1.12^13 = 43.6; the step before it, 38.97, is below 40
-    assert least_effort(Search(TruthFrom(vectors, 10**9), vectors, np.arange(400), LAYOUT), one_query, 0.97) is None
+    assert least_effort(Search(TruthFrom(vectors, 10**9), vectors, np.arange(400)), one_query, 0.97) is None
 
 
 def test_excluded_rows_are_dropped_and_all_allowed_ones_found(vectors):
@@ -102,7 +102,7 @@ def test_excluded_rows_are_dropped_and_all_allowed_ones_found(vectors):
     query = vectors[7:8].astype(np.float32)
     exact = np.sort((query @ vectors[allowed].astype(np.float32).T)[0])[::-1]
     kind = Queries(query, exact[19:20] - 1e-3, allowed, 0.5)
-    search = Search(TruthFrom(vectors, 0), vectors, np.arange(400), LAYOUT)
+    search = Search(TruthFrom(vectors, 0), vectors, np.arange(400))
     np.testing.assert_allclose(search(kind, 0, 10), exact[:20], rtol=1e-4)
 
 

@@ -268,4 +268,5 @@ def test_contributions_of_several_answers_are_those_of_each(listed: Bundle, smal
         assert parts.tobytes() == one().tobytes() == answer.contributions.tobytes()
         np.testing.assert_allclose(parts.sum(axis=1), answer.scores, rtol=1e-6, atol=1e-5)
         assert one.of(slice(2))().tobytes() == parts[:2].tobytes()
+    assert [parts.tobytes() for parts in computed(later * 4)] == 4 * [parts.tobytes() for parts in computed(later)]
     assert computed([]) == []

@@ -122,6 +122,24 @@ def test_without_a_cache_the_file_of_the_bundle_is_read(reading: MilvusRetriever
         ask(reading, without_vectors(many))
 
 
+def test_without_a_cache_no_vector_that_came_with_the_rows_is_read(
+    reading: MilvusRetriever, listed: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, read = without_vectors(listed), list[int]()
+
+    def vectors(rows: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+        read.extend(rows.reshape(-1).tolist())
+        return listed.vectors(rows)
+
+    monkeypatch.setattr(bundle, "vectors", vectors)
+    queries, histories = listed.encode([np.array([5, 9])]), [ListQuery(np.array([5, 9]))]
+    found = reading.search(bundle, queries, 10, histories=histories)
+    assert found.rows.tolist() == listed.search(queries, 10, histories=histories).rows.tolist()
+    assert found.vectors is not None
+    assert read
+    assert not found.vectors.has(np.array(read)).any()
+
+
 def test_vectors_are_those_of_the_bundle_to_the_last_bit(fetching: MilvusRetriever, many: Bundle, calls: Calls) -> None:
     rows = np.random.default_rng(3).permutation(ITEMS)
     expected = many.vectors(rows).tobytes()
