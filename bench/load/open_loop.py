@@ -41,6 +41,10 @@ class Client:
     Args:
         port: where it listens on this machine.
         keep: called with each request, the times it was due and answered (perf_counter seconds), status and body.
+
+    Attributes:
+        records: what became of each request.
+        late_s: of each request, the seconds from the moment when it was due until the client began to send it.
     """
 
     def __init__(self, port: int, keep: Keep | None = None) -> None:
@@ -54,6 +58,7 @@ class Client:
         self._unsent: dict[int, bytes] = {}
         self._busy: dict[int, tuple[float, bytearray, bytes]] = {}
         self.records: list[Record] = []
+        self.late_s: list[float] = []
 
     def run(self, requests: Sequence[bytes], due: NDArray[np.float64]) -> None:
         """Send each request when it is due (perf_counter seconds, ascending), over as few connections as it takes."""
@@ -74,6 +79,21 @@ class Client:
         self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due in (*(d for _, d in waiting), *moments[number:])]
         self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, *_ in self._busy.values()]
 
+    def run_closed(self, requests: Sequence[bytes], connections: int, seconds: float) -> None:
+        """Send a request on each of some connections after its previous answer, for seconds; it is due when sent."""
+        until, number = time.perf_counter() + seconds, 0
+        while (now := time.perf_counter()) < until or self._busy:
+            while now < until and len(self._busy) < connections:
+                self._send(requests[number % len(requests)], now)
+                number += 1
+            if now > until + _PATIENCE_S:
+                break
+            self._alarm(until)  # a turn costs as much as one of `run`
+            for descriptor, _ in self._poll.poll(_PATIENCE_S):
+                if descriptor != self._timer:
+                    self._receive(descriptor)
+        self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, *_ in self._busy.values()]
+
     def close(self) -> None:
         """Close every connection."""
         for connection in self._sockets.values():
@@ -87,6 +107,7 @@ class Client:
         _LIBC.timerfd_settime(self._timer, _ABSOLUTE, when, None)
 
     def _send(self, request: bytes, due: float) -> None:
+        self.late_s.append(time.perf_counter() - due)
         if self._idle:
             descriptor = self._idle.pop()
             self._busy[descriptor] = (due, bytearray(), request)

@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from cli.capacity.coefficients import Coefficients, FigureBasis
-from cli.capacity.queueing import ServiceTimes, highest_rate
+from cli.capacity.core import SLICE_MS
+from cli.capacity.queueing import ServiceTimes, highest_rate, lone_request_ms
 from cli.errors import CapacityError
 from index.bundle.index_spec import IndexSpec
 from training.config.encoder_config import EncoderConfig
@@ -18,11 +19,13 @@ _MEASURED_EVENTS: Final = 1_000_000  # of fit_core_s
 _BASE_ITEMS: Final = 100_000  # those of search_ms
 _LISTS_ITEMS: Final = 10_000_000  # those of lists_search_ms and lists_build_core_s
 _INDEX_DIM: Final = 192  # that of the bytes of an index
-_WORKER_CORES: Final = 2  # on which `two_workers` was measured
-_OUTSIDE: Final = ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")
-_TIMES: Final = ("loop_ms", "search_ms", "search_growth", "alone", "alone_growth", "contention", *_OUTSIDE)
-_LISTS_TIMES: Final = ("loop_ms", "lists_search_ms", "contention", *_OUTSIDE)
-_REMOTE_TIMES: Final = ("loop_ms", "encode_ms", "remote_search_ms", "alone", "contention", *_OUTSIDE)
+_SLICES: Final = 20  # of a search in lists, at least; with slices of 1.4 ms its simulation would take long
+_SEARCH: Final = ("alone_ms", "batch_ms", "search_ms")
+_PAUSES: Final = ("pause_p50_ms", "pause_p90_ms", "pause_p99_ms")
+_SHARED: Final = ("loop_ms", "handoff_ms", "redis_ms", "client_ms", "wake_ms", "variation", "pauses_s", *_PAUSES)
+_TIMES: Final = (*_SHARED, *_SEARCH, "search_growth", "alone_growth")
+_LISTS_TIMES: Final = (*_SHARED, "lists_search_ms")
+_REMOTE_TIMES: Final = (*_SHARED, *_SEARCH, "encode_ms", "remote_search_ms")
 _MODEL: Final = ("vlm_parameters", "item_tokens", "gpu_flops", "gpu_use")
 
 
@@ -39,8 +42,8 @@ class Demand:
         dim: of the vectors, all slots together.
         lists: item-to-item lists.
         load: share of its highest rate that a replica is planned for.
-        cores: of a replica; the search threads of its only worker are as many, at most four.
-        workers: processes of a replica; 0: one a core.
+        cores: of a replica.
+        workers: processes of a replica, each with a core of its own; 0: one a core.
         replica_gib: most replica: memory; a catalogue beyond it is searched in Milvus.
         redis_gib: memory of a Redis node.
         milvus_gib: memory of a query node of Milvus.
@@ -141,42 +144,36 @@ def process_bytes(demand: Demand, coefficients: Coefficients) -> float:
 
 
 def service_times(demand: Demand, coefficients: Coefficients) -> ServiceTimes:
-    """The times of one process at the size of the catalogue; with Milvus the search lies outside of the process."""
-    of = coefficients.value
-    points = [0.0, *(of(name) for name in _OUTSIDE), 1.5 * of(_OUTSIDE[-1])]
-    outside = np.interp(np.linspace(0, 1, 1_000), [0, 0.5, 0.9, 0.99, 1], points)
+    """The times of one worker at the size of the catalogue; with Milvus most of a search lies outside of it."""
+    of, larger, remote_ms, slice_ms = coefficients.value, demand.items / _BASE_ITEMS, 0.0, SLICE_MS
+    alone_ms, batch_ms, search_ms = (of(name) for name in _SEARCH)
     if in_milvus(demand, coefficients):
-        search_ms, outside = of("encode_ms"), outside + of("remote_search_ms")
-        alone_ms = search_ms * of("alone")
+        share = of("encode_ms") / search_ms
+        alone_ms, batch_ms, search_ms = share * alone_ms, share * batch_ms, of("encode_ms")
+        remote_ms = of("remote_search_ms")
     elif has_lists(demand):  # a batch shares nothing of a scan, so it gains nothing
-        search_ms = alone_ms = of("lists_search_ms") * demand.items / _LISTS_ITEMS
+        alone_ms = search_ms = of("lists_search_ms") * demand.items / _LISTS_ITEMS
+        batch_ms, slice_ms = 0.0, max(slice_ms, search_ms / _SLICES)
     else:
-        larger = demand.items / _BASE_ITEMS
-        search_ms = of("search_ms") * larger ** of("search_growth")
-        alone_ms = of("search_ms") * of("alone") * larger ** of("alone_growth")
-    cores = demand.cores if min(demand.worker_count, demand.cores) == 1 else _WORKER_CORES
+        alone_ms *= larger ** of("alone_growth")
+        batch_ms *= larger ** of("alone_growth")
+        search_ms *= larger ** of("search_growth")
+    pauses_ms = [0.0, *(of(name) for name in _PAUSES), 1.5 * of(_PAUSES[-1])]
     return ServiceTimes(
         loop_ms=of("loop_ms"),
-        search_ms=search_ms,
         alone_ms=alone_ms,
-        outside_ms=outside.tolist(),
-        threads=min(cores, 4),
-        cores=cores,
-        contention=max(1.0, of("contention")),
+        handoff_ms=of("handoff_ms"),
+        batch_ms=batch_ms,
+        search_ms=search_ms,
+        redis_ms=of("redis_ms"),
+        client_ms=of("client_ms"),
+        wake_ms=of("wake_ms"),
+        remote_ms=remote_ms,
+        variation=of("variation"),
+        pauses_s=of("pauses_s"),
+        pauses_ms=np.interp(np.linspace(0, 1, 1_000), [0, 0.5, 0.9, 0.99, 1], pauses_ms).tolist(),
+        slice_ms=slice_ms,
     )
-
-
-def lone_request_ms(times: ServiceTimes) -> float:
-    """The median latency of requests to a process without any other load, in milliseconds."""
-    return times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 50))
-
-
-def workers_factor(demand: Demand, coefficients: Coefficients) -> float:
-    """The rate of all workers over that of one process on two cores; with one worker, on all of its cores.
-
-    Two workers on two cores were measured. As many more add as much each; there is at most one a core.
-    """
-    return 1.0 if demand.worker_count == 1 else coefficients.value("two_workers") * demand.worker_count / 2
 
 
 def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
@@ -195,8 +192,6 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     of_process = ("process_bytes", *(("worker_bytes",) if several else ()), "row_bytes")
     of_memory = (*of_process, *(("metadata_bytes",) if remote else of_item))
     of_rate = _REMOTE_TIMES if remote else _LISTS_TIMES if has_lists(demand) else _TIMES
-    if several:
-        of_rate = (*of_rate, "two_workers")
     mapped = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
     memory = (process_bytes(demand, coefficients) + demand.items * mapped) / GIB
     swap = memory + demand.items * (mapped + demand.worker_count * coefficients.value("row_bytes")) / GIB
@@ -218,12 +213,11 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
 
 
 def _highest_rate(demand: Demand, coefficients: Coefficients) -> float:
-    """The highest rate of a replica within the bound; 0 where a request alone takes longer."""
+    """The highest rate of a replica within the bound: all workers are alike; 0 where a request alone takes longer."""
     times = service_times(demand, coefficients)
-    least_ms = times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 99))
-    if least_ms >= demand.p99_ms:
+    if lone_request_ms(times) >= demand.p99_ms:
         return 0.0
-    return workers_factor(demand, coefficients) * highest_rate(times, demand.p99_ms)
+    return demand.worker_count * highest_rate(times, demand.p99_ms)
 
 
 def _redis(demand: Demand, coefficients: Coefficients) -> list[Figure]:

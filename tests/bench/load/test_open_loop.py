@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.load.open_loop import open_loop, summary
+from bench.load.open_loop import Client, open_loop, requests_of, summary
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"degraded":null}'
 LESS = b'HTTP/1.1 200 OK\r\ncontent-length: 23\r\n\r\n{"degraded":"overload"}'
@@ -68,6 +68,19 @@ def test_every_request_is_sent_and_counted_by_what_became_of_it(monkeypatch: pyt
     assert found["errors"] == sent[FAILED] + sent[b""]
     assert found["refusal_server_p50_ms"] == 2.5
     assert found["refusal_client_p50_ms"] > 0.0
+
+
+def test_a_closed_loop_has_so_many_requests_in_progress_and_counts_each() -> None:
+    with serving(lambda number: REFUSED if number % 5 == 0 else OK) as (port, sent):
+        client = Client(port)
+        client.run_closed(requests_of("/", [b"{}"]), 3, 0.3)
+        connections = len(client._sockets)
+        client.close()
+    assert connections == 3
+    assert len(client.records) == len(client.late_s) == sent.total() > 10
+    assert sum(record[2] == 200 for record in client.records) == sent[OK]
+    assert all(record[1] > record[0] for record in client.records)
+    assert all(0 <= late_s < 0.3 for late_s in client.late_s)
 
 
 def test_arrivals_are_poisson_and_the_same_for_a_seed() -> None:

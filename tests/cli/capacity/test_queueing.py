@@ -6,73 +6,101 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cli.capacity.queueing import ServiceTimes, closed_loop, fitted_contention, highest_rate, open_loop
+from cli.capacity import queueing
+from cli.capacity.queueing import ServiceTimes, closed_loop, highest_rate, lone_request_ms, open_loop
 from cli.errors import CapacityError
 
-TIMES = ServiceTimes(loop_ms=0.25, search_ms=0.4, alone_ms=0.6, outside_ms=[1.0], variation=0.01, cores=8)
+TIMES = ServiceTimes(
+    loop_ms=0.25,
+    alone_ms=0.6,
+    handoff_ms=0.1,
+    batch_ms=0.2,
+    search_ms=0.3,
+    redis_ms=0.04,
+    client_ms=0.06,
+    variation=0.01,
+)
+NOTHING = 1e-9
+FREE = replace(TIMES, redis_ms=NOTHING, client_ms=NOTHING)
+ALONE = replace(FREE, loop_ms=NOTHING, alone_ms=1.0)
 
 
 def test_without_load_a_request_takes_the_sum_of_its_times() -> None:
-    latencies_ms = open_loop(TIMES, rate=2, requests=200)
-    assert np.median(latencies_ms) == pytest.approx(1.0 + 0.25 + 0.6, rel=0.01)
-    assert closed_loop(TIMES, 1, 400) == pytest.approx(1_000 / 1.85, rel=0.01)
+    times = replace(TIMES, wake_ms=0.1, remote_ms=2.0)
+    latencies_ms = open_loop(times, rate=2, requests=200)
+    assert lone_request_ms(times) == pytest.approx(0.25 + 0.6 + 0.04 + 0.06 + 2.0 + 4 * 0.1)
+    assert np.median(latencies_ms) == pytest.approx(lone_request_ms(times) + 0.1, rel=0.05)  # the client wakes to send
+    assert closed_loop(times, 1, 400).rate == pytest.approx(1_000 / (lone_request_ms(times) + 0.1), rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("times", "most"),
     [
-        (replace(TIMES, search_ms=1.0, threads=2), 2_000),  # two threads of a millisecond a search
-        (replace(TIMES, search_ms=1.0, threads=1), 1_000),
-        (replace(TIMES, loop_ms=1.0, search_ms=0.1, threads=4), 1_000),  # one loop
+        (replace(FREE, handoff_ms=1.6, batch_ms=3.2), 1_000 / (0.25 + 0.3 + (1.6 + 3.2) / 16)),
+        (replace(FREE, handoff_ms=NOTHING, batch_ms=0.0), 1_000 / (0.25 + 0.3)),
+        (replace(FREE, redis_ms=1.0), 1_000),
+        (replace(FREE, client_ms=1.0), 1_000),
+        (replace(FREE, redis_ms=0.5, client_ms=0.5), 1_000),  # they share a core
+        (replace(FREE, pauses_s=100.0, pauses_ms=[5.0], batch_ms=0.0, handoff_ms=0.0), 1_000 / 0.55 / 1.5),
     ],
-    ids=["two threads", "one thread", "the loop"],
+    ids=["full batches", "searches", "redis", "the client", "both", "pauses of a third of the time"],
 )
 def test_the_bottleneck_bounds_a_closed_loop(times: ServiceTimes, most: float) -> None:
-    assert closed_loop(times, 128, 4_000) == pytest.approx(most, rel=0.06)
+    assert closed_loop(times, 192, 6_000).rate == pytest.approx(most, rel=0.06)
 
 
 def test_batches_make_a_busy_process_cheaper() -> None:
-    # Alone, each request takes .85 ms of the loop: 1,176 a second at most. Batches leave the loop .25 ms of it.
-    latencies_ms = open_loop(TIMES, rate=1_700, requests=4_000)
-    assert np.percentile(latencies_ms, 99) < 20
+    # Alone, each request takes .85 ms of the loop: 1,176 a second at most.
+    latencies_ms = open_loop(TIMES, rate=1_500, requests=6_000)
+    assert np.percentile(latencies_ms, 99) < 30
 
 
-def test_one_thread_queue_waits_as_a_queue_with_random_arrivals_does() -> None:
-    """M/D/1: the mean wait is load ÷ (2 × (1 - load)) of a service time (Pollaczek-Khinchine)."""
-    loop = replace(TIMES, loop_ms=1.0, search_ms=1e-9, alone_ms=1e-9, outside_ms=[0.0])
-    low, high = (float(np.mean(open_loop(loop, rate, 8_000))) for rate in (500, 800))
-    # Two visits to the loop instead of one: between a single visit and the waits of two.
-    assert 1 + 0.5 < low < 1 + 2 * 0.5
-    assert 1 + 0.8 * 2.0 < high < 1 + 2 * 2.0
+@pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("variation", [0.01, 1.0], ids=["M/D/1", "M/M/1"])
+def test_searches_one_by_one_wait_as_in_a_queue_of_one_server(
+    load: float, variation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean wait is load × (1 + variation²) ÷ (2 × (1 - load)) of a service time (Pollaczek-Khinchine)."""
+    monkeypatch.setattr(queueing, "LARGEST_BATCH", 1)
+    times = replace(ALONE, variation=variation)
+    latencies_ms = np.concatenate([open_loop(times, 1_000 * load, 10_000, seed) for seed in range(4)])
+    expected_ms = 1 + load * (1 + variation**2) / (2 * (1 - load))
+    assert latencies_ms.mean() == pytest.approx(expected_ms, rel=0.07)
 
 
-def test_cores_and_contention_slow_what_runs_at_the_same_time() -> None:
-    free = closed_loop(TIMES, 64, 3_000)
-    assert closed_loop(replace(TIMES, contention=1.5), 64, 3_000) < 0.8 * free
-    assert closed_loop(replace(TIMES, cores=1), 64, 3_000) < 0.8 * free
+def test_the_p99_of_searches_one_by_one_is_that_of_an_exponential_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M/M/1: latencies are exponential with the mean 1 ÷ (1 - load) of a service time, so p99 is ln(100) of that."""
+    monkeypatch.setattr(queueing, "LARGEST_BATCH", 1)
+    times = replace(ALONE, variation=1.0)
+    latencies_ms = np.concatenate([open_loop(times, 500, 10_000, seed) for seed in range(4)])
+    assert np.percentile(latencies_ms, 99) == pytest.approx(2 * np.log(100), rel=0.1)
 
 
-def test_the_contention_is_found_from_the_highest_rate() -> None:
-    slow = replace(TIMES, contention=1.7)
-    found = fitted_contention(TIMES, closed_loop(slow, 64, 4_000, seed=3), 64)
-    assert found == replace(TIMES, contention=pytest.approx(1.7, abs=0.1))
+def test_a_request_that_comes_in_a_pause_waits_for_its_end() -> None:
+    """Pauses of 40 ms take a fifth of the time of each of two cores, so 36 % of the requests wait for up to 40 ms."""
+    times = replace(FREE, pauses_s=6.25, pauses_ms=[40.0])
+    latencies_ms = open_loop(times, 20, 8_000)
+    still_ms = float(np.median(open_loop(FREE, 20, 500)))
+    assert np.mean(latencies_ms > still_ms + 0.5) == pytest.approx(0.36, abs=0.06)
+    assert np.percentile(latencies_ms, 97) > 30
 
 
 def test_the_highest_rate_keeps_to_the_bound_and_falls_with_it() -> None:
-    slow = replace(TIMES, search_ms=1.0)  # at most 2,000 a second from two threads
-    tight, loose = (highest_rate(slow, bound_ms, 1_500) for bound_ms in (4.0, 15.0))
-    assert 0 < tight < loose < 2_300
-    assert np.percentile(open_loop(slow, 0.9 * tight, 3_000, seed=5), 99) < 1.1 * 4
-    assert highest_rate(slow, 1.0, 300) == 0  # less than one request takes
+    slow = replace(TIMES, search_ms=1.0)
+    tight, loose = (highest_rate(slow, bound_ms, 1_500) for bound_ms in (6.0, 15.0))
+    assert 0 < tight < loose < 1_000 / (0.25 + 0.6)
+    assert np.percentile(open_loop(slow, 0.9 * tight, 3_000, seed=5), 99) < 1.15 * 6
+    assert highest_rate(slow, 0.9, 300) == 0  # less than one request takes
 
 
 def test_searches_of_seconds_have_a_highest_rate_too() -> None:
-    slow = replace(TIMES, search_ms=2_000.0, alone_ms=2_000.0, threads=2)
-    assert 0.3 < highest_rate(slow, 10_000.0, 600) < 1.5  # two threads answer one a second, the loop half a one
+    slow = replace(TIMES, search_ms=2_000.0, alone_ms=2_000.0, batch_ms=0.0, slice_ms=100.0)
+    assert 0.2 < highest_rate(slow, 10_000.0, 600) < 0.5
 
 
 def test_the_same_seed_gives_the_same_latencies() -> None:
-    first, again = (open_loop(TIMES, 500, 300, seed=4) for _ in range(2))
+    paused = replace(TIMES, pauses_s=10, pauses_ms=[1.0, 2.0])
+    first, again = (open_loop(paused, 500, 300, seed=4) for _ in range(2))
     assert np.array_equal(first, again)
 
 
