@@ -1,11 +1,12 @@
 """Trains SASRec or eSASRec on item ids, fast enough for two CPU cores, and ranks with it on our split.
 
 `python -m bench.method.shared_negatives_sasrec DATA --out ranks.parquet`, then `vlm2rec evaluate … --ranks`. Layers and
-settings are those published with arXiv 2508.06450 (:data:`bench.method.sasrec.PUBLISHED`) with one difference: the
-uniform negatives are drawn once for each batch, not once for each position, and padding has no loss. RecTools' run of
-the same settings computes 256 negatives for each of 50 positions of every window, most of which are padding.
+settings are those published with arXiv 2508.06450 (:data:`bench.method.sasrec.PUBLISHED`), but the uniform negatives
+are 1,024 for each batch, not 256 for each position, and padding has no loss. RecTools' run of the published settings
+computes 256 negatives for each of 50 positions of every window, most of which are padding.
 
-`--layers ligr` makes it eSASRec: gated residuals and SwiGLU, the width of which is `--feed` times that of the vectors.
+`--layers ligr` makes it eSASRec: gated residuals, SwiGLU without biases, `--feed` times as wide as the vectors, and no
+norm at the end, as in RecTools' `LiGRLayers`.
 """
 
 import argparse
@@ -60,8 +61,9 @@ class SwiGlu(nn.Module):
 
     def __init__(self, width: int, factor: int, dropout: float) -> None:
         super().__init__()
-        self.gate, self.value = nn.Linear(width, factor * width), nn.Linear(width, factor * width)
-        self.out, self.dropout = nn.Linear(factor * width, width), nn.Dropout(dropout)
+        wide = factor * width
+        self.gate, self.value = nn.Linear(width, wide, bias=False), nn.Linear(width, wide, bias=False)
+        self.out, self.dropout = nn.Linear(wide, width, bias=False), nn.Dropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(…, width) of (…, width)."""
@@ -123,7 +125,7 @@ class Sasrec(nn.Module):
             SasrecBlock(width, heads, dropout) if factor is None else LigrBlock(width, heads, dropout, factor)
             for _ in range(blocks)
         )
-        self.after = nn.LayerNorm(width)
+        self.after = nn.LayerNorm(width) if factor is None else nn.Identity()
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, h, width) vectors of (B, h) rows, oldest first, padded on the left."""
