@@ -67,8 +67,14 @@ class RedisConnection:
         connection = self._connection
         if connection is None or await connection.can_read():
             connection = await self._open()
-        await connection.send_packed_command(b"".join(commands), check_health=False)
-        return [await _reply(connection) for _ in commands]
+        try:
+            await connection.send_packed_command(b"".join(commands), check_health=False)
+            return [await _reply(connection) for _ in commands]
+        finally:
+            if (
+                self._dropped
+            ):  # redis-py may have lost the cancellation, and connects again where it finds no connection
+                await _disconnect(connection)
 
     @property
     def is_open(self) -> bool:

@@ -1,9 +1,10 @@
 """One connection to Redis without a pipeline."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
-from redis.asyncio import Connection
+from redis.asyncio import Connection, ConnectionPool
 from redis.exceptions import RedisError
 
 from service.stores.redis_connection import RedisConnection, packed
@@ -29,6 +30,26 @@ def test_a_connection_cancelled_while_connecting_is_closed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await opening
         assert connection.closed
+
+    run(check)
+
+
+def test_a_connection_that_redis_py_opens_again_after_it_was_dropped_is_closed(redis_url: str) -> None:
+    """Its cancellation may be lost; then the commands are sent on a connection that nobody would close."""
+
+    async def check() -> None:
+        plain = ConnectionPool.from_url(redis_url).make_connection()
+        connection = RedisConnection(lambda: plain)
+        await connection.exchange([packed("EXISTS", "key")])
+
+        async def dropped_meanwhile(timeout: float = 0) -> bool:
+            await connection.drop()
+            return False
+
+        plain.can_read = dropped_meanwhile
+        with suppress(RedisError, OSError):
+            await connection.exchange([packed("EXISTS", "key")])
+        assert not plain.is_connected
 
     run(check)
 
