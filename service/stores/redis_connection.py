@@ -71,9 +71,7 @@ class RedisConnection:
             await connection.send_packed_command(b"".join(commands), check_health=False)
             return [await _reply(connection) for _ in commands]
         finally:
-            if (
-                self._dropped
-            ):  # redis-py may have lost the cancellation, and connects again where it finds no connection
+            if self._dropped:  # redis-py may lose a cancellation, and connects again by itself
                 await _disconnect(connection)
 
     @property
