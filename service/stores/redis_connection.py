@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
@@ -11,6 +11,9 @@ from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from service.stores.redis_client import Connect
 from service.stores.redis_reasons import serves_reads
+
+if TYPE_CHECKING:
+    from asyncio import WriteTransport
 
 Part = str | bytes | int | float
 
@@ -48,6 +51,7 @@ class RedisConnection:
         self.reopened = False
         self._connect = connect
         self._connection: AbstractConnection | None = None
+        self._transport: WriteTransport | None = None
         self._dropped = False
         self._opening = False
 
@@ -72,7 +76,7 @@ class RedisConnection:
             return [await _reply(connection) for _ in commands]
         finally:
             if self._dropped:  # redis-py may lose a cancellation, and connects again by itself
-                await _disconnect(connection)
+                await self._disconnect(connection)
 
     @property
     def is_open(self) -> bool:
@@ -84,23 +88,24 @@ class RedisConnection:
         self._dropped = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            await _disconnect(connection)
+            await self._disconnect(connection)
 
     async def _open(self) -> AbstractConnection:
         """Connect: for the first time, or again because Redis closed the connection or sent unexpected bytes."""
         if self._connection is not None:
             self.reopened = True
-            await _disconnect(self._connection)
+            await self._disconnect(self._connection)
         connection = self._connection = self._connect()
+        connection.redis_connect_func = self._shake_hands
         self._opening = True
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             # Also on a cancellation in the middle of the handshake, after which redis-py leaves the socket open.
-            await _disconnect(connection)
+            await self._disconnect(connection)
             raise
         if self._dropped:
-            await _disconnect(connection)
+            await self._disconnect(connection)
             raise ConnectionLost("dropped while it was opened")
         self._opening = False
         connection.socket_timeout = (
@@ -108,14 +113,26 @@ class RedisConnection:
         )
         return connection
 
+    async def _shake_hands(self, connection: AbstractConnection) -> None:
+        """Authenticate and so on over a transport that was just made."""
+        self._abort()
+        if connection._writer is not None:  # noqa: SLF001 - redis-py has no way to abort
+            self._transport = connection._writer.transport  # noqa: SLF001
+        await connection.on_connect_check_health(check_health=False)
 
-async def _disconnect(connection: AbstractConnection) -> None:
-    """Close the socket now: closing alone waits until all is sent, and with TLS for a Redis that may hang."""
-    writer = connection._writer  # noqa: SLF001 - redis-py has no way to abort
-    with suppress(RedisError, OSError):
-        await connection.disconnect(nowait=True)
-    if writer is not None:
-        writer.transport.abort()
+    async def _disconnect(self, connection: AbstractConnection) -> None:
+        """Close the socket now: closing alone waits until all is sent, and with TLS for a Redis that may hang.
+
+        redis-py closes by itself after an error, and then knows the transport no longer.
+        """
+        with suppress(RedisError, OSError):
+            await connection.disconnect(nowait=True)
+        self._abort()
+
+    def _abort(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
 
 async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - a reply of any kind
