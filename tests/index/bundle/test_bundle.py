@@ -124,7 +124,7 @@ def test_contributions_sum_to_the_score(bundle, layout, make_table):
     parts = bundle.contributions(queries, found.rows)
     assert parts.shape == (2, 400, 3)
     real = found.rows >= 0
-    np.testing.assert_allclose(parts.sum(axis=2)[real], found.scores[real], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(parts.sum(axis=2)[real], found.scores[real], rtol=1e-6, atol=1e-6)
     assert (parts[~real] == 0).all()
     assert (parts[..., 2] == 0).all()  # behaviour weighs nothing
     vectors = make_table().vectors.astype(np.float64)

@@ -106,7 +106,7 @@ def test_always_the_right_number_of_allowed_rows(opened, check_answer, brute_for
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "codes"), WAYS)
 def test_always_the_right_number_of_allowed_rows_of_20000(opened, check_answer, brute_force, kind, codes):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(data=st.data())
     def holds(data):
         check_property(opened(kind, codes, 20_000), data, check_answer, brute_force)
