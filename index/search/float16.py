@@ -7,9 +7,8 @@ numpy 2.4 converts half precision one value at a time. Shifting the bits and sca
 import numpy as np
 from numpy.typing import NDArray
 
-_SIGN_AND_REST = np.array(
-    -0x70002000, dtype=np.int32
-)  # 0x8FFFE000: the sign, and exponent and fraction moved by 13 bits
+# 0x8FFFE000: the sign, and exponent and fraction moved by 13 bits
+_SIGN_AND_REST = np.array(-0x70002000, dtype=np.int32)
 _EXPONENT_GAP = np.array(2.0**112, dtype=np.float32)  # float16 biases its exponent by 15, float32 by 127
 _SHIFT = np.array(13, dtype=np.int32)
 

@@ -27,7 +27,7 @@ from service.bundles.operator_state import OperatorState
 from service.errors import BulkPartlyStored, RuleBroken, RuleViolation
 from service.http.admission import Admission
 from service.outcomes.outcomes import Outcomes
-from service.recommend.modality_profile import ModalityProfile, profile_of
+from service.recommend.contributions import ModalityProfile, profile_of
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.stored_history import weighed
 from service.request_trace import Trace

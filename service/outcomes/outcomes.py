@@ -18,7 +18,13 @@ from structlog.typing import FilteringBoundLogger
 
 from service.errors import OutcomesUnavailable
 from service.outcomes.counts import LeftOut, LeftOutKind, OutcomeCounts, flushed
-from service.outcomes.sent_answers import ComputeContributions, Contributions, SentAnswer, dominant_slots, each_alone
+from service.outcomes.sent_answers import (
+    ComputeContributions,
+    PartsBySlot,
+    SentAnswer,
+    dominant_slots,
+    each_alone,
+)
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import AnswerRecord, owner_of
 from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, Attribution, ItemOutcome, OutcomeStore
@@ -270,7 +276,7 @@ class Outcomes:
         if kept:
             self._observer.answer("kept", kept)
 
-    def _dominant_slots(self, answers: Sequence[SentAnswer]) -> dict[Contributions, list[int]]:
+    def _dominant_slots(self, answers: Sequence[SentAnswer]) -> dict[PartsBySlot, list[int]]:
         """Those of all answers; none if any contributions fail, so that those of each answer are computed alone."""
         wanted = [found for answer in answers for found in answer.all_contributions]
         try:
@@ -279,7 +285,7 @@ class Outcomes:
             return {}
 
     def _record(
-        self, answer: SentAnswer, now: float, known: Mapping[Contributions, Sequence[int]]
+        self, answer: SentAnswer, now: float, known: Mapping[PartsBySlot, Sequence[int]]
     ) -> AnswerRecord | None:
         try:
             return answer.record(now, known)

@@ -14,8 +14,8 @@ from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, An
 
 NO_SLOT: Final = "none"
 
-Contributions = Callable[[], NDArray[np.float32]]
-ComputeContributions = Callable[[Sequence[Contributions]], Sequence[NDArray[np.float32]]]
+PartsBySlot = Callable[[], NDArray[np.float32]]
+ComputeContributions = Callable[[Sequence[PartsBySlot]], Sequence[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class SecondPart:
 
     arm: SecondArm
     slots: Sequence[str]
-    contributions: Contributions | None
+    contributions: PartsBySlot | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +58,7 @@ class SentAnswer:
     offset: int
     item_ids: Sequence[str]
     slots: Sequence[str]
-    contributions: Contributions | None
+    contributions: PartsBySlot | None
     context: AnswerContext
     degraded: bool
     latency_us: int
@@ -67,12 +67,12 @@ class SentAnswer:
     sent: float = field(default_factory=monotonic)
 
     @property
-    def all_contributions(self) -> list[Contributions]:
+    def all_contributions(self) -> list[PartsBySlot]:
         """Those of both parts that there are."""
         of_second = None if self.second is None else self.second.contributions
         return [found for found in (self.contributions, of_second) if found is not None]
 
-    def record(self, now: float, known: Mapping[Contributions, Sequence[int]] = MappingProxyType({})) -> AnswerRecord:
+    def record(self, now: float, known: Mapping[PartsBySlot, Sequence[int]] = MappingProxyType({})) -> AnswerRecord:
         """The answer as it is stored.
 
         Args:
@@ -86,7 +86,7 @@ class SentAnswer:
         slots = self._slots(len(items), known)
         return AnswerRecord(owner, int(now), self.request_id, self.offset, items, slots, self.context, arm)
 
-    def _slots(self, items: int, known: Mapping[Contributions, Sequence[int]]) -> list[str]:
+    def _slots(self, items: int, known: Mapping[PartsBySlot, Sequence[int]]) -> list[str]:
         """Names of the dominant slots of the first items."""
         first = _names(self.slots, self.contributions, known)
         if self.second is None:
@@ -95,7 +95,7 @@ class SentAnswer:
         return [next(second if of_second else first) for of_second in self.second.arm.gave[:items]]
 
 
-def each_alone(contributions: Sequence[Contributions]) -> list[NDArray[np.float32]]:
+def each_alone(contributions: Sequence[PartsBySlot]) -> list[NDArray[np.float32]]:
     """Compute contributions one after the other."""
     return [one() for one in contributions]
 
@@ -114,7 +114,7 @@ def dominant_slots(contributions: Sequence[NDArray[np.float32]]) -> list[list[in
 
 
 def _names(
-    names: Sequence[str], contributions: Contributions | None, known: Mapping[Contributions, Sequence[int]]
+    names: Sequence[str], contributions: PartsBySlot | None, known: Mapping[PartsBySlot, Sequence[int]]
 ) -> Iterator[str]:
     """Names of the dominant slots of all items that have any contributions; without end where there are none."""
     if contributions is None:

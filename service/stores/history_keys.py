@@ -97,19 +97,12 @@ def fenced_key(prefix: str, owner: str) -> str:
 def keys_of(prefix: str, user_id: str) -> UserKeys:
     """The keys of a user, or of a session by its `service.stores.protocols.session_owner`."""
     bucket = _bucket_prefixes(prefix)[bucket_of(user_id)]
-    return UserKeys(
-        f"{bucket}:stream",
-        f"{bucket}:history:{user_id}",
-        f"{bucket}:event_ids:{user_id}",
-        f"{bucket}:stream_ids:{user_id}",
-        f"{bucket}:impressions:{user_id}",
-        f"{bucket}:merges:{user_id}",
-    )
+    return UserKeys(*event_keys(prefix, user_id), f"{bucket}:impressions:{user_id}", f"{bucket}:merges:{user_id}")
 
 
 def event_keys(prefix: str, owner: str) -> tuple[str, str, str, str]:
     """The keys that each event of a user may need: the first four of :func:`keys_of`."""
-    bucket = _bucket_prefixes(prefix)[zlib.crc32(owner.encode()) % BUCKETS]
+    bucket = _bucket_prefixes(prefix)[bucket_of(owner)]
     return (
         f"{bucket}:stream",
         f"{bucket}:history:{owner}",

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.errors import QueueFull
-from service.recommend.modality_profile import MAX_STEPS, profile_of
+from service.recommend.contributions import MAX_STEPS, profile_of
 from service.runtime.bounded_executor import BoundedExecutor
 
 SLOTS = {"text": slice(0, 6), "image": slice(6, 10), "behaviour": slice(10, 12)}

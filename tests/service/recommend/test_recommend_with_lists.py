@@ -14,10 +14,9 @@ from starlette.testclient import TestClient
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from service.bundles.comparison import ComparedBundle, compare
-from service.recommend.contributions import computed
+from service.recommend.contributions import computed, profile_of
 from service.recommend.engine import InlineEngine, SearchJob, run_searches
 from service.recommend.hidden_items import HiddenItems
-from service.recommend.modality_profile import profile_of
 from service.recommend.online_recall import SampledAnswer, _Check, recall_of
 from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
