@@ -1,6 +1,8 @@
 """Fixtures that several packages share: a real Redis, and a small published bundle whose answers are known by hand."""
 
+import ctypes
 import gc
+import os
 import shutil
 import signal
 import sys
@@ -68,6 +70,19 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup has it; what is started gets the default again
         signal.signal(signal.SIGHUP, lambda *_: None)
+    own_mounts()
+
+
+def own_mounts() -> None:
+    """Keep what tests mount to this process and its children, so that no mount outlives a run that is killed.
+
+    Pytest cannot delete a mount in the folder of an earlier run, and ends with an error. Only root can mount.
+    """
+    new_namespace = 0x20000  # CLONE_NEWNS; `os.unshare` came with Python 3.12
+    private_below = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and os.geteuid() == 0 and libc.unshare(new_namespace) == 0:
+        libc.mount(None, b"/", None, private_below, None)
 
 
 @pytest.hookimpl(wrapper=True)
