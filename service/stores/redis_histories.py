@@ -113,8 +113,10 @@ class RedisHistories:
 
     async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
-        order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
-        ordered = [events[position] for position in order]
+        order, ordered = [0], events
+        if len(events) > 1:
+            order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
+            ordered = [events[position] for position in order]
         with self._translated("append"):
             for attempt in range(1 + _MOST_MERGED_MEANWHILE):
                 new = await self._append(await self._of_users(ordered, of_user) if attempt else ordered)
