@@ -1,7 +1,7 @@
 """Decides which requests are let in, by how many are in progress and how late the event loop is (docs/adr/0014)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 from service.errors import QueueFull
@@ -12,6 +12,7 @@ _PROMPT_S: Final = 0.005  # lateness up to which the event loop keeps up while i
 _SMALLEST_LIMIT: Final = 16
 _HEAVIEST_BATCH: Final = 16  # of its members eight are processed at a time, and as many wait for them
 _SHRINK, _GROW = 0.7, 1.2
+_ALONE: Final = nullcontext()
 
 
 class Admission:
@@ -86,8 +87,7 @@ class Admission:
             self._inside.remove(request)
             self._credit = min(self._credit + 1, _MOST_CREDIT)
 
-    @contextmanager
-    def batch(self, weight: int, name: str, *, overloaded: bool) -> Iterator[None]:
+    def batch(self, weight: int, name: str, *, overloaded: bool) -> AbstractContextManager[None]:
         """Count a request that has entered as several, at most 16, until the end of the context.
 
         Args:
@@ -98,9 +98,10 @@ class Admission:
         Raises:
             QueueFull: the batches in progress, or popular items, leave no place.
         """
-        if weight < 2:
-            yield
-            return
+        return _ALONE if weight < 2 else self._batch(weight, name, overloaded=overloaded)
+
+    @contextmanager
+    def _batch(self, weight: int, name: str, *, overloaded: bool) -> Iterator[None]:
         weight = min(weight, _HEAVIEST_BATCH)
         cost = (weight - 1) * _RESPONSES_PER_POPULAR_ONE if overloaded else 0
         if (self._batches and self._members + weight > self._limit // 2) or cost > self._credit:

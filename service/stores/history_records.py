@@ -8,7 +8,9 @@ import orjson
 
 from service.settings.groups import HistorySettings
 from service.stores.history_keys import BUCKETS, bucket_cap, dropped_at_once, event_keys, keys_of
-from service.stores.protocols import Event, HistoryEntry, sessions_among
+from service.stores.protocols import Event, HistoryEntry, session_of, sessions_among
+from service.stores.redis_history_scripts import APPEND_ONE
+from service.stores.redis_pipeline import Script
 
 Arguments = list[str | int | bytes]
 
@@ -46,6 +48,29 @@ def append_caps(retention: HistorySettings) -> tuple[int, ...]:
         retention.impressions_ttl_s,
         retention.session_ttl_s,
     )
+
+
+def append_one(retention: HistorySettings) -> Script:
+    """The script that stores one event."""
+    text = {
+        "oldest_kept": -retention.history_cap,
+        "oldest_impression": -retention.impressions_cap,
+        "surplus_rank": -retention.event_ids_cap - 1,
+        "ttl": retention.ttl_s,
+        "impressions_ttl": retention.impressions_ttl_s,
+        "session_ttl": retention.session_ttl_s,
+    }
+    stream_cap, at_once = stream_caps(retention)
+    numbers = {
+        "history_cap": retention.history_cap,
+        "stream_cap": stream_cap,
+        "at_once": at_once,
+        "late_s": retention.late_s,
+        "impressions_cap": retention.impressions_cap,
+    }
+    constants = [f"local {name} = '{value}'\n" for name, value in text.items()]
+    constants += [f"local {name} = {value}\n" for name, value in numbers.items()]
+    return Script("".join(constants) + APPEND_ONE)
 
 
 def merge_caps(retention: HistorySettings) -> tuple[int, ...]:
@@ -109,6 +134,29 @@ def append_call(prefix: str, old_stream: str, events: Sequence[Event]) -> Append
             _further_fields(event) if event.session_id or event.value is not None or event.arm else False,
         )
     return AppendCall(keys, [len(owners), len(keys), orjson.dumps([sessions, values])], owners)
+
+
+def append_one_call(prefix: str, old_stream: str, event: Event) -> tuple[list[str], Arguments]:
+    """Keys and arguments of the script that stores this event, see `APPEND_ONE`; raises as :func:`packed`."""
+    owner = event.user_id
+    stream, history, event_ids, stream_ids = event_keys(prefix, owner)
+    if event.stored_in == "impressions":
+        history = keys_of(prefix, owner).impressions
+    keys = [old_stream, stream, history, event_ids, stream_ids]
+    if session_of(owner) is not None:
+        keys.append(keys_of(prefix, owner).merges)
+    arguments: Arguments = [
+        event.stored_in,
+        event.event_id or "",
+        owner,
+        event.item_id,
+        _number(event.timestamp),
+        event.type or "",
+        event.request_id or "",
+    ]
+    if event.session_id or event.value is not None or event.arm:
+        arguments += _further_fields(event)
+    return keys, arguments
 
 
 def _further_fields(event: Event) -> list[str]:

@@ -1,4 +1,4 @@
-"""The Lua scripts that erase a user in Redis; Redis runs each of them atomically."""
+"""The Lua scripts that erase a user in Redis or cut a stream; Redis runs each of them atomically."""
 
 from typing import Final
 
@@ -6,6 +6,35 @@ from service.stores.redis_pipeline import Script
 
 NEEDS_KEY: Final = -1
 """Result of `ERASE`, which then has deleted nothing, if events are exported and the key of erasures is another one."""
+
+# An entry of a stream is dropped together with its id in the list of its user; the oldest entry has the oldest id. Many
+# are dropped at once, as that costs less per entry. After the cap was lowered this takes several calls. Arguments: the
+# stream, its length, entries that the call added, cap of the stream, how many entries it drops at once. Returns how
+# many events were not exported; the record of a merge has no item and is no event.
+CUT: Final = """
+local function cut(stream, length, added, stream_cap, at_once)
+    local most = math.min(length - stream_cap + at_once - 1, added + 1000)
+    local export = string.sub(stream, 1, -7) .. 'export'
+    local exported, lost = redis.call('HGET', export, 'exported'), 0
+    local time, sequence = string.match(exported or '', '(%d+)-(%d+)')
+    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
+        redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
+        if time and entry[2][3] == 'item_id' then
+            local id_time, id_sequence = string.match(entry[1], '(%d+)-(%d+)')
+            if id_time == time and tonumber(id_sequence) > tonumber(sequence)
+                or tonumber(id_time) > tonumber(time) then
+                lost = lost + 1
+            end
+        end
+    end
+    redis.call('XTRIM', stream, 'MAXLEN', length - most)
+    if lost > 0 then
+        redis.call('HINCRBY', export, 'lost', lost)
+    end
+    return lost
+end
+"""
+"""A function of the scripts that add entries to a stream."""
 
 # KEYS: of a user or session, as in `UserKeys` and `OldUserKeys`. ARGV: most entries to delete from the stream; key of
 # the export's erasures, keyed hash of the owner, both empty if events are not exported; most erasures that may wait for

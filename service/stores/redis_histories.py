@@ -43,7 +43,15 @@ from service.stores.history_keys import (
     old_stream_key,
     stream_key,
 )
-from service.stores.history_records import append_call, append_caps, entries_of, event_of, merge_caps
+from service.stores.history_records import (
+    append_call,
+    append_caps,
+    append_one,
+    append_one_call,
+    entries_of,
+    event_of,
+    merge_caps,
+)
 from service.stores.protocols import (
     Event,
     Forget,
@@ -95,6 +103,7 @@ class RedisHistories:
             redis, watch=watch, on_state=worst.of("writes"), renewal=renewal, wait_replicas=redis.redis_wait_replicas
         )
         self._caps, self._merge_caps = append_caps(retention), merge_caps(retention)
+        self._script_of_one = append_one(retention)
         self._confirms = redis.redis_wait_replicas > 0
         self._ttls = (retention.ttl_s, retention.session_ttl_s)
         self._may_have_old_layout = redis.kind != "cluster"  # clusters came after it
@@ -104,8 +113,10 @@ class RedisHistories:
 
     async def append(self, events: Sequence[Event], of_user: OfUser = event_of_user) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
-        order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
-        ordered = [events[position] for position in order]
+        order, ordered = [0], events
+        if len(events) > 1:
+            order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
+            ordered = [events[position] for position in order]
         with self._translated("append"):
             for attempt in range(1 + _MOST_MERGED_MEANWHILE):
                 new = await self._append(await self._of_users(ordered, of_user) if attempt else ordered)
@@ -119,6 +130,13 @@ class RedisHistories:
         Returns:
             Positions of those that are new; None: nothing was stored, as a session of theirs was merged.
         """
+        if len(events) == 1 and not self._old_layout_exists:
+            result = await self._append_one(events[0])
+            if result >= 0:
+                return range(min(result, 1))
+            if result == OF_MERGED_SESSION:
+                return None
+            self._old_layout_exists = result == TO_BE_MOVED
         keys, arguments, owners = append_call(self._prefix, self._old_stream(events[0].user_id), events)
         arguments = [*self._caps, *arguments]
         stored, lost, known = TO_BE_MOVED, 0, list[int]()
@@ -134,6 +152,15 @@ class RedisHistories:
             await self._confirm_duplicates(events[0].user_id)
         self._count_lost(lost)
         return sorted(set(range(len(events))).difference(known)) if known else range(len(events))
+
+    async def _append_one(self, event: Event) -> int:
+        """Store one event as most are; the result of `APPEND_ONE`, where a negative one leaves it to `APPEND`."""
+        keys, arguments = append_one_call(self._prefix, self._old_stream(event.user_id), event)
+        result: int = await self._writes.run(self._script_of_one, keys, arguments, int)
+        if result == 0 and self._confirms:
+            await self._confirm_duplicates(event.user_id)
+        self._count_lost(result - 1 if result > 1 else 0)
+        return result
 
     def _count_lost(self, count: int) -> None:
         """Report events that were cut before they were exported."""

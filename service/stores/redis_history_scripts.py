@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from service.stores.redis_erasure_scripts import CUT
 from service.stores.redis_pipeline import Script
 
 TO_BE_MOVED: Final = -1
@@ -9,6 +10,9 @@ TO_BE_MOVED: Final = -1
 
 OF_MERGED_SESSION: Final = -2
 """First result of `APPEND`, which then has stored nothing, if an event is of an anonymous session that was merged."""
+
+LATE: Final = -3
+"""Result of `APPEND_ONE`, which then has stored nothing, if the event has its place before entries of its history."""
 
 # An entry is an item, a timestamp and a type, separated by U+001F.
 TIMES: Final = """
@@ -27,35 +31,6 @@ local function rewrite(key, entries, changed)
 end
 """
 """Functions of the scripts that order histories by time."""
-
-# An entry of a stream is dropped together with its id in the list of its user; the oldest entry has the oldest id. Many
-# are dropped at once, as that costs less per entry. After the cap was lowered this takes several calls. Arguments: the
-# stream, its length, entries that the call added, cap of the stream, how many entries it drops at once. Returns how
-# many events were not exported; the record of a merge has no item and is no event.
-CUT: Final = """
-local function cut(stream, length, added, stream_cap, at_once)
-    local most = math.min(length - stream_cap + at_once - 1, added + 1000)
-    local export = string.sub(stream, 1, -7) .. 'export'
-    local exported, lost = redis.call('HGET', export, 'exported'), 0
-    local time, sequence = string.match(exported or '', '(%d+)-(%d+)')
-    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
-        redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
-        if time and entry[2][3] == 'item_id' then
-            local id_time, id_sequence = string.match(entry[1], '(%d+)-(%d+)')
-            if id_time == time and tonumber(id_sequence) > tonumber(sequence)
-                or tonumber(id_time) > tonumber(time) then
-                lost = lost + 1
-            end
-        end
-    end
-    redis.call('XTRIM', stream, 'MAXLEN', length - most)
-    if lost > 0 then
-        redis.call('HINCRBY', export, 'lost', lost)
-    end
-    return lost
-end
-"""
-"""A function of the scripts that add entries to a stream."""
 
 # KEYS: the old stream; four keys of each user, the first ones of `UserKeys`; further keys of some users, which sessions
 # and events name by their position; then, if the caller knows that the old layout exists, two keys of each user, as in
@@ -325,5 +300,101 @@ if old_length > 0 and stored > 0 then
     end
 end
 return {stored, lost, unpack(known)}
+"""
+)
+
+# As `APPEND` for one event, with the same effects, in two thirds of the instructions: no JSON, no loops, no tables, and
+# the caps are constants before it. KEYS: the old stream; stream; the list that gets the event (with `stream`: none
+# does); event ids; stream ids; for a session the key of its merges. ARGV: where the event is stored, as in `Event`; its
+# id, user, item, timestamp, type and request id; names and values of further fields. Returns 0 if the id is known, else
+# 1 and how many events were cut before they were exported; or a negative number of above, and nothing was stored.
+APPEND_ONE: Final = (
+    """
+local call = redis.call
+local stream, list, event_ids, event_id, timestamp = KEYS[2], KEYS[3], KEYS[4], ARGV[2], ARGV[5]
+local is_history = ARGV[1] == 'history'
+if call('EXISTS', KEYS[1]) == 1 then
+    return -1
+end
+if KEYS[6] then
+    ttl = session_ttl
+    if call('EXISTS', KEYS[6]) == 1 then
+        call('EXPIRE', KEYS[6], ttl)
+        return -2
+    end
+end
+local length = call('XLEN', stream) + 1
+local time = call('TIME')
+local seconds, microseconds = time[1], tonumber(time[2])
+if is_history then
+    local tail = call('LRANGE', list, '-1', '-1')[1]
+    local newest = tail and tonumber(string.match(tail, '^[^\\31]*\\31([^\\31]*)')) or 0
+    local at = tonumber(timestamp)
+    local present = seconds + microseconds / 1000000
+    if tail and newest > at and at >= present - late_s and newest <= present then
+        return -3
+    end
+end
+
+local doing, pushed, id = 'zadd', 0, false
+local function store()
+    local score = seconds .. string.format('%06d', microseconds)
+    if event_id ~= '' and call('ZADD', event_ids, 'NX', score, event_id) == 0 then
+        return false
+    end
+    doing = 'rpush'
+    if ARGV[1] ~= 'stream' then
+        pushed = call('RPUSH', list, ARGV[4] .. '\\31' .. timestamp .. '\\31' .. ARGV[6])
+    end
+    doing = 'xadd'
+    local wanted = string.format('%s%03d-%d', seconds, microseconds / 1000, microseconds % 1000 * 1000)
+    local added = redis.pcall('XADD', stream, wanted, 'user_id', ARGV[3], 'item_id', ARGV[4], 'timestamp', timestamp,
+        'type', ARGV[6], 'event_id', event_id, 'request_id', ARGV[7], unpack(ARGV, 8))
+    if type(added) == 'table' then
+        added = call('XADD', stream, '*', 'user_id', ARGV[3], 'item_id', ARGV[4], 'timestamp', timestamp,
+            'type', ARGV[6], 'event_id', event_id, 'request_id', ARGV[7], unpack(ARGV, 8))
+    end
+    id, doing = added, 'rpush'
+    call('RPUSH', KEYS[5], id)
+    return true
+end
+local whole, result = pcall(store)
+if not whole then
+    if id then
+        redis.pcall('XDEL', stream, id)
+        if redis.pcall('XLEN', stream) == 0 then
+            redis.pcall('UNLINK', stream)
+        end
+    end
+    if pushed > 0 then
+        redis.pcall('LTRIM', list, '0', '-2')
+    end
+    if event_id ~= '' and doing ~= 'zadd' then
+        redis.pcall('ZREM', event_ids, event_id)
+    end
+    result = type(result) == 'table' and result.err or result
+    return redis.error_reply(result .. " (in the '" .. doing .. "' command)")
+elseif not result then
+    return 0
+end
+
+if pushed > 0 then
+    if pushed > (is_history and history_cap or impressions_cap) then
+        call('LTRIM', list, is_history and oldest_kept or oldest_impression, '-1')
+    end
+    call('EXPIRE', list, is_history and ttl or impressions_ttl)
+end
+if is_history or event_id ~= '' then
+    call('EXPIRE', event_ids, ttl)
+end
+if event_id ~= '' then
+    call('ZREMRANGEBYRANK', event_ids, '0', surplus_rank)
+end
+if length > stream_cap then"""
+    + CUT
+    + """
+    return 1 + cut(stream, length, 1, stream_cap, at_once)
+end
+return 1
 """
 )

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from service.stores.redis_history_scripts import CUT, TIMES
+from service.stores.redis_erasure_scripts import CUT
+from service.stores.redis_history_scripts import TIMES
 from service.stores.redis_pipeline import Script
 
 JOIN: Final = (

@@ -174,7 +174,10 @@ class Metrics:
         )
         self._answers_of = cache(self._answers.labels)
         self._observe_history = observer(self._history_length)
-        self._events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
+        events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
+        self._events_of = cache(events.labels)
+        for outcome in ("stored", "duplicate", "without_consent"):
+            self._events_of(outcome)  # shown as 0 before the first one
         self._unknown_types = Counter(
             "vlm2rec_events_unknown_type",
             "Events of a type that the table of event types lacks; they have the meaning of its default.",
@@ -291,10 +294,12 @@ class Metrics:
 
     def events(self, *, stored: int, duplicates: int, without_consent: int, unknown_types: int) -> None:
         """Count events that Redis stored, those it had already, those without consent, and all of unknown types."""
-        self._events.labels("stored").inc(stored)
-        self._events.labels("duplicate").inc(duplicates)
-        self._events.labels("without_consent").inc(without_consent)
-        self._unknown_types.inc(unknown_types)
+        counts = {"stored": stored, "duplicate": duplicates, "without_consent": without_consent}
+        for outcome, count in counts.items():
+            if count:
+                self._events_of(outcome).inc(count)
+        if unknown_types:
+            self._unknown_types.inc(unknown_types)
 
     def batch(self, size: int, waited_s: float) -> None:
         """Count searches that ran together; a search that ran alone and at once is a batch of 1 that waited 0.

@@ -1,10 +1,13 @@
 """The contract of history stores, tested on the fake in memory, a real Redis and a real cluster."""
 
 import asyncio
+import random
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import redis
@@ -12,9 +15,10 @@ import redis
 from service.errors import HistoriesUnavailable, SettingsError
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of
 from service.stores.history_records import append_call
-from service.stores.protocols import Event, HistoryEntry
+from service.stores.protocols import Event, HistoryEntry, session_owner
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisHistories
+from service.stores.redis_history_scripts import LATE
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 from tests.support.stores.real_redis import open_histories
@@ -334,3 +338,63 @@ def test_value_and_arm_are_in_the_stream(open_store: OpenStore) -> None:
             assert await store.stream() == [sold, Event("u", "j", 2.0), Event("u", "k", 3.0, value=0.0)]
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_one_event_has_the_effects_that_it_has_among_others(redis_url: str, seed: int) -> None:
+    """The script of one event and that of a bulk store the same: in order, at the caps, of sessions, after failures."""
+    rng, prefixes = random.Random(seed), [f"test-{uuid.uuid4().hex}" for _ in range(2)]
+    caps = {"history_cap": 4, "impressions_cap": 3, "event_ids_cap": 16, "stream_cap": 6 * BUCKETS, "ttl_s": 500}
+
+    async def check(client: "redis.Redis[str]") -> None:
+        single, as_bulk = (open_histories(redis_url, prefix=prefix, timeout_s=5.0, **caps) for prefix in prefixes)
+        as_bulk._append_one = AsyncMock(return_value=LATE)  # type: ignore[method-assign]
+        refused = 0
+        for number in range(200):
+            user, at = rng.choice(["u", "v", session_owner("s")]), time.time() + rng.choice([-9e6, -60, -30, 0, 60])
+            wrong = rng.choice([*keys_of("", user)[:5], *[None] * 20])
+            event_id = rng.choice([None, str(rng.randrange(60))]) if wrong is None else f"new {number}"
+            more = {"session_id": rng.choice([None, "s"]), "value": rng.choice([None, 1.5])}
+            kind = rng.choice(["history", "history", "impressions", "stream"])
+            sent = Event(user, f"i{number}", at, rng.choice([None, "view"]), event_id, stored_in=kind, **more)
+            with replaced(client, [] if wrong is None else [prefix + wrong for prefix in prefixes]):
+                found = [await outcome(store, sent) for store in (single, as_bulk)]
+            assert found[0] == found[1]
+            assert contents(client, prefixes[0]) == contents(client, prefixes[1])
+            refused += found[0] is None
+        assert refused > 5
+        await asyncio.gather(single.close(), as_bulk.close())
+
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        asyncio.run(check(client))
+
+
+@contextmanager
+def replaced(client: "redis.Redis[str]", keys: list[str]) -> Iterator[None]:
+    """Keys of another type than the store's, meanwhile."""
+    kept = [key for key in keys if client.exists(key) and client.rename(key, f"{key}-kept")]
+    for key in keys:
+        client.set(key, "a string")
+    yield
+    client.delete(*keys or ["none"])
+    for key in kept:
+        client.rename(f"{key}-kept", key)
+
+
+async def outcome(store: RedisHistories, sent: Event) -> list[int] | None:
+    """Positions of the new events; None: the store refused them."""
+    try:
+        return list(await store.append([sent]))
+    except HistoriesUnavailable:
+        return None
+
+
+def contents(client: "redis.Redis[str]", prefix: str) -> dict[str, Any]:
+    """What is stored, without what the clock decides."""
+    read: dict[str, Callable[[str], Any]] = {
+        "list": lambda key: client.llen(key) if "stream_ids" in key else client.lrange(key, 0, -1),
+        "zset": lambda key: client.zrange(key, 0, -1),
+        "stream": lambda key: [fields for _, fields in client.xrange(key)],
+    }
+    keys = client.keys(f"{prefix}:*")
+    return {key.removeprefix(prefix): (read[client.type(key)](key), round(client.ttl(key) / 100)) for key in keys}

@@ -125,3 +125,17 @@ def test_a_modality_that_hardly_counts_is_shown(bundle: Bundle) -> None:
         slot: registry.get_sample_value("vlm2rec_bundle_unused_modality", {"slot": slot}) for slot in ("text", "image")
     }
     assert found == {"text": 0, "image": 1}
+
+
+def test_events_are_counted_from_zero_by_outcome() -> None:
+    """A counter that appears with its first event hides that event from a rate."""
+    metrics = Metrics()
+    outcomes = ("stored", "duplicate", "without_consent")
+
+    def shown() -> list[float | None]:
+        values = [metrics._registry.get_sample_value("vlm2rec_events_total", {"outcome": name}) for name in outcomes]
+        return [*values, metrics._registry.get_sample_value("vlm2rec_events_unknown_type_total")]
+
+    assert shown() == [0, 0, 0, 0]
+    metrics.events(stored=3, duplicates=0, without_consent=2, unknown_types=1)
+    assert shown() == [3, 0, 2, 1]
