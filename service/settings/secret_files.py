@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISFIFO, S_ISREG
 from typing import Final, NamedTuple
 
 from service.errors import SettingsError
@@ -57,6 +57,14 @@ def read_secret(path: Path, setting: str, *, again: bool = False) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise SettingsError(f"{setting} must name a file in UTF-8, got {_shown(path)}") from None
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a file is a pipe, which gives its text once, and only while there is a writer."""
+    try:
+        return S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _opened_at_once(path: str, flags: int) -> int:
