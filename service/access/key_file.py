@@ -40,7 +40,7 @@ class KeyFile:
 
     The file is checked at most once a second, when they are read, with those of all kinds that are kept apart. If it
     cannot be read any more, or has no valid key, the keys stay: a mistake in it must neither open the service nor lock
-    all clients out.
+    all clients out. A pipe is read once, at the start.
 
     Args:
         setting: name of the setting that names the file, for messages.
@@ -101,7 +101,7 @@ class KeyFile:
         if self._file is None or (found := signature(self._file)) == self._signature:
             return None
         try:
-            return Change(found, *self._read(self._file))
+            return Change(found, *self._read(self._file, again=True))
         except SettingsError as error:
             self.report(found, str(error))
             return None
@@ -116,9 +116,9 @@ class KeyFile:
             self._reported = (found, reason)
             self._on_error(f"{reason}; the keys stay as they were")
 
-    def _read(self, file: Path) -> tuple[dict[bytes, Scopes], Names]:
+    def _read(self, file: Path, *, again: bool = False) -> tuple[dict[bytes, Scopes], Names]:
         found, names = self._given.copy(), self._given_names.copy()
-        for line in read_keys(file, self.setting):
+        for line in read_keys(file, self.setting, again=again):
             digest, scopes = digest_of(line.key), self._scopes_in(line, file)
             if found.setdefault(digest, scopes) != scopes:
                 raise SettingsError(

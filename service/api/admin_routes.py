@@ -120,7 +120,7 @@ class AdminRoutes:
         body = await read_json(request)
         available = validate(request_models.AvailabilityRequest, body).available
         bundle, operator_state = self._active_bundle.get(), self._operator_state
-        item_id = item_id_of(request)
+        item_id = item_id_of(request, bundle.id)
         known = any(item_id in held.ids for held in self._active_bundle.in_memory)
         if not known and not (available and item_id in operator_state.hidden):
             raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")

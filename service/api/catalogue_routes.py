@@ -160,7 +160,7 @@ def _row(bundle: Bundle, request: Request) -> int:
     Raises:
         UnknownItem: the bundle does not have it.
     """
-    item_id = item_id_of(request)
+    item_id = item_id_of(request, bundle.id)
     row = bundle.ids.row(item_id)
     if row is None:
         raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")

@@ -17,7 +17,7 @@ from service.access.scopes import KeyScope
 from service.api.openapi import responses, tagged_responses
 from service.api.request_body import shown
 from service.bundles.active_bundle import ActiveBundle
-from service.errors import RuleBroken, RuleViolation
+from service.errors import RuleBroken, RuleViolation, UnknownItem
 from service.http.request_context import context_of
 from service.request_trace import Trace
 
@@ -200,6 +200,18 @@ def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, 
     return trace
 
 
-def item_id_of(request: Request) -> str:
-    """The item id in the path."""
-    return unquote(request.path_params["item_id"])
+def item_id_of(request: Request, bundle_id: str) -> str:
+    """The item id in the path.
+
+    Args:
+        request: to a route with such an id.
+        bundle_id: of the active bundle, for the message.
+
+    Raises:
+        UnknownItem: it is no UTF-8, as no item's id is. With other characters in its place it could be that of another.
+    """
+    sent: str = request.path_params["item_id"]
+    try:
+        return unquote(sent, errors="strict")
+    except UnicodeDecodeError:
+        raise UnknownItem(f"item_id must be in bundle {bundle_id}; received {shown(sent)}, which is no UTF-8") from None

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import orjson
 
@@ -24,6 +26,8 @@ from service.stores.protocols import Changes, Edition, OperatorStateStore
 
 _FORMAT = 1
 _NOTHING = Edition()
+RETRY_S: Final = 5.0
+"""Seconds between two attempts to write the local file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class OperatorState:
         copy = self._load()
         self._edition = copy.edition
         self._saved = copy.edition
+        self._unsaved: Edition | None = None
+        self._save_at = -inf
         self.pin = copy.pin
         self.hidden = HiddenItems(copy.hidden)
         self._definition = copy.experiment
@@ -149,9 +155,11 @@ class OperatorState:
         Raises:
             OperatorStateUnavailable: the store does not answer; this copy stays as it is.
         """
-        async with self._busy:
-            await self._catch_up()
-        await self.save()
+        try:
+            async with self._busy:
+                await self._catch_up()
+        finally:  # also a change that was made just before the store failed
+            await self.save()
 
     async def set_pin(self, bundle_id: str | None) -> None:
         """Pin a bundle for all replicas, or none; the store holds it when this returns.
@@ -222,12 +230,12 @@ class OperatorState:
         await self._store.announce_erasure()
 
     async def save(self) -> None:
-        """Bring the local file up to date; a failure is reported and retried with the next change."""
+        """Bring the local file up to date; a failure is reported, and retried after a pause or with the next change."""
         async with self._saving:
-            if self._saved == self._edition:
+            waits = self._unsaved == self._edition and monotonic() < self._save_at
+            if self._saved == self._edition or waits:
                 return
             copy = self.copy()
-            self._saved = copy.edition
             writing = asyncio.create_task(self._write_file(copy))
             try:
                 await asyncio.shield(writing)
@@ -240,10 +248,15 @@ class OperatorState:
         try:
             await asyncio.to_thread(copy.save, self._path)
         except OSError as error:
-            self._on_file_error(f"{self._path}: the operator state cannot be saved ({error}); check path and space")
+            if copy.edition != self._unsaved:
+                self._on_file_error(f"{self._path}: the operator state cannot be saved ({error}); check path and space")
+            self._unsaved, self._save_at = copy.edition, monotonic() + RETRY_S
+        else:
+            self._saved, self._unsaved = copy.edition, None
 
     async def close(self) -> None:
         """Save the local file and close the store."""
+        self._save_at = -inf
         await self.save()
         await self._store.close()
 

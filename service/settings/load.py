@@ -32,6 +32,7 @@ from service.settings.groups import (
     SettingsGroup,
 )
 from service.settings.retrieval_settings import RetrievalSettings
+from service.settings.secret_files import is_pipe
 from service.settings.worker_place import WorkerPlace
 
 PREFIX: Final = "VLM2REC_"
@@ -92,8 +93,9 @@ class Settings(BaseModel):
         """The settings of one of several workers: its part of every bound that is divided, see `WorkerPlace`.
 
         Raises:
-            SettingsError: a bound is too small to be divided.
+            SettingsError: a bound is too small to be divided, or a file with keys can be read by one worker only.
         """
+        self._check_key_files()
         if place.count > self._most_workers:
             raise SettingsError(
                 f"workers must be at most {self._most_workers} here, received {place.count}: each needs a connection "
@@ -125,6 +127,16 @@ class Settings(BaseModel):
                 ),
             }
         )
+
+    def _check_key_files(self) -> None:
+        access = self.access
+        for name in ("api_keys_file", "admin_keys_file", "metrics_keys_file"):
+            file: Path | None = getattr(access, name)
+            if file is not None and is_pipe(file):
+                raise SettingsError(
+                    f"{name} must name a regular file, as every worker reads it, got the pipe {file}; write the keys "
+                    "into a file, or choose --workers 1"
+                )
 
     @property
     def _most_workers(self) -> int:

@@ -1,7 +1,9 @@
 """Reads secrets from files, as Docker and Kubernetes provide them, and never shows them."""
 
+import os
 import re
 from pathlib import Path
+from stat import S_ISFIFO, S_ISREG
 from typing import Final, NamedTuple
 
 from service.errors import SettingsError
@@ -29,18 +31,21 @@ def is_key_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def read_secret(path: Path, setting: str) -> str:
+def read_secret(path: Path, setting: str, *, again: bool = False) -> str:
     """The text of a file.
 
     Args:
         path: at most 64 KiB of UTF-8.
         setting: name of the setting that names the file, for the message.
+        again: it was read before, and the caller cannot wait: a pipe is refused, as it waits for its writer.
 
     Raises:
         SettingsError: the file cannot be read; the message does not quote it.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_opened_at_once if again else None) as file:
+            if again and not S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SettingsError(f"{setting} must name a regular file to be read again, got {_shown(path)}")
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise SettingsError(
@@ -52,6 +57,18 @@ def read_secret(path: Path, setting: str) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise SettingsError(f"{setting} must name a file in UTF-8, got {_shown(path)}") from None
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a file is a pipe, which gives its text once, and only while there is a writer."""
+    try:
+        return S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _shown(path: Path) -> str:
@@ -76,14 +93,21 @@ class KeyLine(NamedTuple):
     name: str | None = None
 
 
-def read_keys(path: Path, setting: str) -> tuple[KeyLine, ...]:
+def read_keys(path: Path, setting: str, *, again: bool = False) -> tuple[KeyLine, ...]:
     """The API keys in a file, one per line; empty lines and lines that start with ``#`` are ignored.
+
+    Args:
+        path: the file.
+        setting: as for :func:`read_secret`.
+        again: as for :func:`read_secret`.
 
     Raises:
         SettingsError: the file cannot be read, has no key, or has a line whose key or name breaks a rule. The
             message has the number of the line and does not quote it.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(read_secret(path, setting).splitlines(), 1)]
+    lines = [
+        (number, line.strip()) for number, line in enumerate(read_secret(path, setting, again=again).splitlines(), 1)
+    ]
     keys = tuple(key_line(line, number) for number, line in lines if line and not line.startswith("#"))
     if not keys:
         raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which has none")
@@ -131,9 +155,11 @@ def read_properties(path: Path, setting: str) -> dict[str, str]:
 
 
 def signature(path: Path) -> Signature | None:
-    """A value that changes when the file is written or replaced; None if the file cannot be seen."""
+    """A value that changes when the file is written or replaced; None if it cannot be seen or is no regular file."""
     try:
         status = path.stat()
     except OSError:
+        return None
+    if not S_ISREG(status.st_mode):
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

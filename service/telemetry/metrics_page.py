@@ -47,11 +47,16 @@ class MetricsPage:
         self._background.close()
 
     async def _publish_forever(self) -> None:
+        failure: str | None = None
         while True:
             try:
                 await self._background.run(self._metrics.publish)
             except Exception as error:  # noqa: BLE001 - after any error of one second the next one follows
-                logger().error("metrics not published", exc_info=error)
+                if repr(error) != failure:  # a full disk is full for longer
+                    failure = repr(error)
+                    logger().error("metrics not published", exc_info=error)
+            else:
+                failure = None
             await asyncio.sleep(PUBLISH_EVERY_S)
 
     async def _render(self) -> bytes:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from threading import Lock
@@ -87,7 +88,14 @@ class WorkerMetrics:
 
         Args:
             registry: all metrics of this process.
+
+        Raises:
+            OSError: there is no room for them; the others still have those of before.
         """
+        self._collect(registry)
+        self._write()
+
+    def _collect(self, registry: CollectorRegistry) -> None:
         if not self._names:
             self._names = [family.name for family in registry.collect() if family.type == "gauge"]
         self._published = [
@@ -103,10 +111,16 @@ class WorkerMetrics:
             for families in (registry.restricted_registry(self._names), *self._of_process)
             for family in families.collect()
         ]
+
+    def _write(self) -> None:
         path = self._gauges_of(self._place.number)
         written = path.with_suffix(".part")
-        written.write_text(json.dumps(self._published))
-        written.replace(path)
+        try:
+            written.write_text(json.dumps(self._published))
+            written.replace(path)
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
 
     def exposition(self, registry: CollectorRegistry) -> bytes:
         """The metrics of all workers in Prometheus' text format; gauges of other workers are up to a second old.
@@ -114,7 +128,9 @@ class WorkerMetrics:
         Args:
             registry: all metrics of this process.
         """
-        self.publish(registry)
+        self._collect(registry)
+        with suppress(OSError):  # the task that publishes every second logs it
+            self._write()
         merged = CollectorRegistry(auto_describe=False)
         counters = MultiProcessCollector.merge(self._counter_files())  # type: ignore[no-untyped-call]  # untyped in the library
         merged.register(_Families([*self._gauges(), *counters]))

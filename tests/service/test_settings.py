@@ -1,5 +1,6 @@
 """Settings from arguments, variables and a file."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,15 @@ def test_a_worker_has_at_most_four_engine_threads_by_default(
         monkeypatch.setattr(f"service.settings.{module}.available_cores", lambda: cores)
     assert [part.engine.threads for part in load_parts(count)] == threads
     assert [part.engine.threads for part in load_parts(2, engine_threads=16)] == [8, 8]  # as chosen
+
+
+@pytest.mark.parametrize("name", ["api_keys_file", "admin_keys_file", "metrics_keys_file"])
+def test_a_pipe_with_keys_is_for_one_worker(tmp_path: Path, name: str) -> None:
+    """It gives its text once, to the first worker; the others would wait for a writer."""
+    os.mkfifo(tmp_path / "keys")
+    settings = load_settings(registry="r", **{name: tmp_path / "keys"})
+    with pytest.raises(SettingsError, match=rf"{name} must name a regular file, .* the pipe .*; .* --workers 1"):
+        settings.for_worker(place_of(1, 2))
 
 
 def test_a_bound_that_is_too_small_for_the_workers_is_named() -> None:

@@ -1,5 +1,6 @@
 """Answers the admin routes of experiments."""
 
+import contextlib
 import re
 import secrets
 from functools import partial
@@ -27,7 +28,14 @@ from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_oper
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.experiment_bundles import ExperimentBundles, other_runs
 from service.bundles.operator_state import OperatorState
-from service.errors import Conflict, OutcomesUnavailable, RuleBroken, RuleViolation, UnknownExperiment
+from service.errors import (
+    Conflict,
+    OperatorStateUnavailable,
+    OutcomesUnavailable,
+    RuleBroken,
+    RuleViolation,
+    UnknownExperiment,
+)
 from service.experiments.experiment import Arm, Experiment
 from service.outcomes.breakdown import experiment_counts
 from service.stores.outcomes.outcome_store import OutcomeStore
@@ -194,6 +202,15 @@ class ExperimentRoutes:
             )
 
     async def _known(self, name: str) -> Experiment:
+        """The experiment, as it is on all replicas; one that runs here is known in an outage of the store, too.
+
+        Raises:
+            Conflict: outcomes are off, and it does not run.
+            OutcomesUnavailable: the store does not answer.
+            UnknownExperiment: there is none.
+        """
+        with contextlib.suppress(OperatorStateUnavailable):
+            await self._operator_state.sync()
         running = self._operator_state.experiment
         if running is not None and running.name == name:
             return running

@@ -1,17 +1,24 @@
 """Items, the bundle, health, metrics and the documentation over HTTP."""
 
+import dataclasses
 import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.items.eval_queries import EvaluationQueries
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
 from service.api import request_models
+from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
 
 
 def test_one_item(client: TestClient, oracle: Any) -> None:
@@ -43,6 +50,27 @@ def test_an_item_that_is_not_there(client: TestClient, path: str, bundle: Bundle
     assert answer.status_code == 404
     assert answer.json()["type"] == "urn:vlm2rec:problem:unknown-item"
     assert answer.json()["detail"].startswith(f"item_id must be in bundle {bundle.id}; received ")
+
+
+@pytest.mark.parametrize("path", ["%ff", "%C3", "%ED%A0%80"])
+def test_a_path_that_is_not_utf_8_means_no_item(
+    open_client: OpenClient, small_table: ItemTable, small_encoder: Path, tmp_path: Path, path: str
+) -> None:
+    """Decoded leniently it was the id of another item, which could be shown, and hidden."""
+    names = ["\ufffd", "\ufffd\ufffd\ufffd", *(f"i{row}" for row in range(2, len(small_table)))]
+    table = dataclasses.replace(small_table, ids=ItemIds(names))
+    queries = EvaluationQueries(np.array([[2, 4]]), np.array([5]))
+    odd = Bundle.load(build_bundle(table, small_encoder, queries, tmp_path))
+    with open_client(admin_keys=[ADMIN]) as client:
+        client.app.state.active_bundle.swap(odd)  # type: ignore[attr-defined]  # an application of FastAPI
+        assert client.get(f"/items/{quote(names[0])}").json()["item_id"] == names[0]
+        for answer in (
+            client.get(f"/items/{path}"),
+            client.get(f"/items/{path}/image"),
+            client.put(f"/items/{path}/availability", json={"available": False}, headers=AS_ADMIN),
+        ):
+            assert answer.status_code == 404
+            assert answer.json()["detail"].endswith(f'received "{path}", which is no UTF-8')
 
 
 def test_of_a_repeated_parameter_the_last_counts(client: TestClient) -> None:

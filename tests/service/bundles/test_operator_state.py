@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.bundles.operator_state import OperatorState, OperatorStateCopy
+from service.bundles.operator_state import RETRY_S, OperatorState, OperatorStateCopy
 from service.errors import OperatorStateUnavailable
 from service.stores.protocols import Edition
 from tests.support.stores.memory_operator_state import MemoryOperatorState
@@ -150,6 +150,62 @@ def test_a_file_that_cannot_be_written_is_reported_once_per_change(tmp_path: Pat
         (error,) = replica.file_errors
         assert "the operator state cannot be saved" in error
         assert replica.known == (None, {"a"})
+
+    asyncio.run(check())
+
+
+def test_a_file_that_could_not_be_written_is_written_once_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk was full when the item was hidden; the next change may be months away."""
+    path = tmp_path / "state" / "directives.json"
+
+    async def check() -> None:
+        now = 100.0
+        monkeypatch.setattr("service.bundles.operator_state.monotonic", lambda: now)
+        (tmp_path / "state").touch()
+        replica = Replica(MemoryOperatorState(), path)
+        replica.file_errors.clear()
+        await replica.set_available("a", available=False)
+        await replica.sync()
+        (tmp_path / "state").unlink()
+        await replica.sync()
+        assert not path.exists()  # not at every poll: a full disk would be written to twice a second
+        now += RETRY_S
+        await replica.sync()
+        assert OperatorStateCopy.load(path).hidden == ("a",)
+        assert len(replica.file_errors) == 1
+
+    asyncio.run(check())
+
+
+def test_a_file_that_could_not_be_written_is_tried_again_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "directives.json"
+
+    async def check() -> None:
+        (tmp_path / "state").touch()
+        replica = Replica(MemoryOperatorState(), path)
+        await replica.set_available("a", available=False)
+        await replica.sync()
+        (tmp_path / "state").unlink()
+        await replica.close()
+        assert OperatorStateCopy.load(path).hidden == ("a",)
+
+    asyncio.run(check())
+
+
+def test_a_change_is_saved_though_the_store_fails_right_after_it(tmp_path: Path) -> None:
+    """Otherwise a process that is killed in the outage starts again without it."""
+    path = tmp_path / "directives.json"
+
+    async def check() -> None:
+        store = MemoryOperatorState()
+        replica = Replica(store, path)
+        await replica.set_available("a", available=False)
+        store.available = False
+        with pytest.raises(OperatorStateUnavailable):
+            await replica.sync()
+        assert OperatorStateCopy.load(path).hidden == ("a",)
 
     asyncio.run(check())
 

@@ -143,6 +143,17 @@ def test_every_replica_has_it_within_a_second(open_shop: OpenClient) -> None:
         eventually(lambda: "arm" not in asked(other, "anna"), seconds=1.0)
 
 
+def test_every_replica_says_at_once_whether_it_runs(open_shop: OpenClient) -> None:
+    """One that had not looked yet said that the experiment had ended, right after its start."""
+    seldom = {"outcomes": True, "poll_ms": 60_000}
+    with open_shop(**seldom) as one, open_shop(**seldom) as other:
+        answer = put(one, "pictures", TWO)
+        assert other.get("/experiments/pictures", headers=AS_ADMIN).json() == answer
+        assert other.get("/experiments/pictures/groups", headers=AS_ADMIN).json()["experiment"] == answer
+        assert one.delete("/experiments/pictures", headers=AS_ADMIN).status_code == 204
+        assert other.get("/experiments/pictures", headers=AS_ADMIN).json()["state"] == "ended"
+
+
 def test_a_new_replica_has_it_from_the_start(open_shop: OpenClient, shop: Shop) -> None:
     with open_shop(outcomes=True) as one:
         put(one, "pictures", of_bundles(None, shop.ids[1]))

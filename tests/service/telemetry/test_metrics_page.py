@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,6 +82,30 @@ def test_a_rendering_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
         assert await page.content() == b"1"
 
     checked(check)
+
+
+def test_a_failure_to_publish_is_logged_once_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk would fill the log with a line a second."""
+    monkeypatch.setattr(metrics_page, "PUBLISH_EVERY_S", 0.0)
+    outcomes = ["full", "full", "", "full", "other", "other", ""]
+    calls: list[str] = []
+
+    def publish(_self: Metrics) -> None:
+        calls.append(outcomes[min(len(calls), len(outcomes) - 1)])
+        if calls[-1]:
+            raise OSError(calls[-1])
+
+    monkeypatch.setattr(Counted, "publish", publish)
+
+    async def check(_metrics: Counted, page: MetricsPage) -> None:
+        page.publish_always()
+        while len(calls) < len(outcomes):
+            await asyncio.sleep(0.001)
+
+    log = Mock()
+    monkeypatch.setattr(metrics_page, "logger", lambda: log)
+    checked(check)
+    assert [str(call.kwargs["exc_info"]) for call in log.error.call_args_list] == ["full", "full", "other"]
 
 
 def test_no_times_of_creation() -> None:

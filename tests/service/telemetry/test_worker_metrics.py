@@ -1,6 +1,8 @@
 """The metrics of several workers: each kind is merged as it should be, and a death loses no count."""
 
+import errno
 import math
+import os
 import re
 import subprocess
 import sys
@@ -154,6 +156,27 @@ def test_each_gauge_by_its_rule(tmp_path: Path) -> None:
     states = {key[1][0][1]: value for key, value in shown.items() if key[0] == "vlm2rec_redis_breaker_state"}
     assert states == {"closed": 1, "open": 1, "half-open": 0} or states["closed"] == states["open"] == 1
     assert math.isnan(RULES["vlm2rec_slot_balance"]([math.nan, math.nan]))
+
+
+def test_without_room_for_the_gauges_the_metrics_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is when they are needed most; its own gauges are as of now, those of others as of before."""
+    first, second = Worker(tmp_path, 1), Worker(tmp_path, 2)
+    second.serve(5)
+    with monkeypatch.context() as full:
+
+        def no_room(path: Path, _text: str) -> None:
+            path.touch()  # the name has room, what it holds has none
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        full.setattr(Path, "write_text", no_room)
+        first.metrics.in_progress(lambda: 3)
+        with pytest.raises(OSError, match="No space left"):
+            first.metrics.publish()
+        shown = samples(first.metrics.exposition())
+        assert (shown[ANSWERED], shown[IN_PROGRESS]) == (5, 8)
+    assert not list(tmp_path.glob("*.part"))
+    first.metrics.publish()
+    assert samples(second.metrics.exposition())[IN_PROGRESS] == 8
 
 
 def test_every_rule_is_of_a_metric_that_exists() -> None:
