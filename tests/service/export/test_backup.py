@@ -1,6 +1,7 @@
 """A backup of a service is restored into an empty Redis and registry; half, damaged and misplaced ones are refused."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -206,6 +207,15 @@ def test_a_backup_of_an_earlier_version_leaves_another_prefix_as_it_is(
             some_backup(events, tmp_path / "backup")
         put_back(tmp_path / "backup", empty_redis, "new")
         assert new.get("new:eu:{b001}:history:anna") == b"of today"
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, "redis/000001.parquet"])
+def test_a_pipe_in_a_backup_is_refused_and_not_waited_for(events: Events, tmp_path: Path, name: str) -> None:
+    some_backup(events, tmp_path / "backup")
+    (tmp_path / "backup" / name).unlink()
+    os.mkfifo(tmp_path / "backup" / name)
+    with pytest.raises(BackupRefused, match=f"{name}: (is no regular file|its content was altered)"):
+        verify_backup(tmp_path / "backup", silent)
 
 
 def test_a_killed_restore_starts_again_and_no_backup_is_made_of_it(
