@@ -1,9 +1,10 @@
 """Prints an estimate of what a size of shop takes (`vlm2rec plan`)."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -82,13 +83,20 @@ def plan(
     figures = estimate(demand, known)
     if as_json:
         found = {
-            "demand": asdict(demand),
-            "figures": [asdict(figure) for figure in figures],
+            "demand": _plain(asdict(demand)),
+            "figures": [_plain(asdict(figure)) for figure in figures],
             "coefficients": {name: known[name].model_dump() for name in known},
         }
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
     _print(figures, demand, milvus=in_milvus(demand, known))
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with null in place of numbers that JSON does not have, as of ``--redis-gib inf``."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+    }
 
 
 def _print(figures: "Sequence[Figure]", demand: "Demand", *, milvus: bool) -> None:

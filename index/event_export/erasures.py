@@ -54,9 +54,10 @@ class Erasures:
         return len(self._erased)
 
     @property
-    def newest(self) -> StreamId:
-        """The last id that any of the erasures covers."""
-        return max(self._erased.values(), default=BEFORE_ALL)
+    def state(self) -> str:
+        """SHA-256 of all erasures, hexadecimal; another one after every erasure, whatever the clock of Redis says."""
+        lines = "".join(f"{found} {until}\n" for found, until in sorted(self._erased.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def until(self, user_ids: Iterable[str]) -> dict[str, StreamId]:
         """Those of the users who were erased, each with the last id that the erasure covers."""

@@ -1,5 +1,6 @@
 """Reads and writes files of an export, on a file system or in an object store."""
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +33,16 @@ def content_of(path: ExportPath, *, limit: int = LARGEST_FILE, size: int | None 
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
         ExportUnavailable: the object store does not answer, refuses, sends a part of the file, or more than allowed.
-        EventExportError: it has another size, or more bytes than allowed.
+        EventExportError: it has another size, more bytes than allowed, or is a pipe or a device, which may never end.
     """
     if not isinstance(path, Path):
         content = path.read_bytes(limit)
         check_size(path, len(content), size)
         return content
-    found = path.stat().st_size
+    status = path.stat()
+    found = status.st_size
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise EventExportError(f"{path}: is no regular file; restore it from a copy")
     check_size(path, found, size)
     if found > limit:
         raise EventExportError(f"{path}: has {found:,} bytes, at most {limit:,} are allowed; restore it from a copy")

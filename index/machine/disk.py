@@ -44,6 +44,7 @@ _REMEDIES = {
     errno.ETIMEDOUT: _MOUNT,
     _SHORT_WRITE_CODE: "free some space or raise the limit on the size of a file (ulimit -f)",
 }
+_OF_THE_NAME = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES)  # its directory answers
 _CODE = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -189,10 +190,9 @@ def _file_system(path: Path) -> os.statvfs_result | None:
     for existing in (path.absolute(), *path.absolute().parents):
         try:
             return os.statvfs(existing)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                return None
     return None
 
 

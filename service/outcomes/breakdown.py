@@ -1,5 +1,6 @@
 """Reads what answers brought, by one dimension, over a period of whole hours."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ LONGEST_S: Final = 31 * 86_400
 """Longest period that may be read at once."""
 COUNTED: Final = ("answers", "shown", "impressions", "clicks", "conversions")
 
+_GROUP: Final = re.compile(r"[0-9]{1,3}")
 _REVENUE: Final = "revenue"
 _REASONS: Final = {"answers": ("sampled", "dropped", "failed", "evicted"), "events": ("dropped", "failed")}
 
@@ -117,7 +119,7 @@ async def experiment_counts(store: OutcomeStore, name: str) -> list[dict[str, An
     for field, amount in counts.items():
         arm, _, rest = field.partition("|")
         group, _, measure = rest.partition("|")
-        if group.isdigit():
+        if _GROUP.fullmatch(group):
             found.setdefault((arm, int(group)), {"arm": arm, "group": int(group)})[measure] = (
                 round(amount * REVENUE_UNIT, 3) if measure == _REVENUE else amount
             )

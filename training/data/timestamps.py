@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+EARLIEST_S = -(2**53)
+"""Whole seconds since 1970 that come before every timestamp."""
 MIXED = "mixed"
 TIME_RULE = "must hold seconds, milli-, micro- or nanoseconds since 1970, or ISO 8601 dates such as 2026-01-31T10:30:00"
 MIXED_TIME_RULE = "must hold one unit: seconds, milliseconds or dates, not two of them"

@@ -10,6 +10,7 @@ from index.items.item_table import ITEM_ID
 from index.lists.item_lists import ItemLists
 from training.data.dataset import TIMESTAMP, USER_ID
 from training.data.sequences import Sequences, Targets
+from training.data.timestamps import EARLIEST_S
 from training.errors import EvaluationError
 from training.evaluation.evaluate import NO_WEIGHTS, System, TargetSet, rank_sets, with_lists
 from training.evaluation.fitted_run import FittedRun
@@ -27,10 +28,10 @@ def cutoff_of(interactions: pl.DataFrame, days: float) -> int:
 
     Args:
         interactions: at least one, as in `Dataset.interactions`.
-        days: before the newest of them.
+        days: before the newest of them; any number, also one before every timestamp.
     """
     newest = float(interactions[TIMESTAMP].max())  # type: ignore[arg-type]  # a number
-    return math.floor(newest - days * _DAY_S)
+    return math.floor(max(newest - days * _DAY_S, EARLIEST_S))
 
 
 def events_before(interactions: pl.DataFrame, cutoff: int) -> pl.DataFrame:

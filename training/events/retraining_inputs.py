@@ -21,7 +21,7 @@ from index.machine.text_files import replace_text
 from training.data.data_place import AnyPlace, DataPlace
 from training.data.dataset import INTERACTION_SUFFIXES, INTERACTIONS, TIMESTAMP, USER_ID, read_interactions
 from training.data.tables.table_files import find_table, read_table, suffix_of
-from training.data.timestamps import read_timestamps
+from training.data.timestamps import EARLIEST_S, read_timestamps
 from training.errors import DatasetError
 from training.events.catalogue_state import catalogue_state
 from training.events.export_reader import TYPE, ExportedEvents, read_export
@@ -163,7 +163,8 @@ def _before_last_days(frame: pl.DataFrame, days: float, events: str | ExportPath
         DatasetError: there are none.
     """
     newest = float(frame[TIMESTAMP].max())  # type: ignore[arg-type]  # a number
-    cutoff = math.floor(newest - days * _DAY_S)  # whole seconds, as a data set has them
+    # Whole seconds, as a data set has them; any number of days may be given.
+    cutoff = math.floor(max(newest - days * _DAY_S, EARLIEST_S))
     before = frame.filter(pl.col(TIMESTAMP) < cutoff)
     if before.is_empty():
         raise DatasetError(
@@ -206,13 +207,13 @@ def _joined(own: pl.DataFrame, exported: ExportedEvents) -> tuple[pl.DataFrame, 
     return pl.concat([timed, events]).sort(TIMESTAMP, maintain_order=True), kept.height, own.height - kept.height
 
 
-def _erasures(events: str | ExportPath) -> list[Any]:
+def _erasures(events: str | ExportPath) -> str:
     """What changes with every erasure."""
     try:
         erasures = ExportDirectory(events).erasures()
     except EventExportError as error:
         raise DatasetError(str(error)) from error
-    return [len(erasures), str(erasures.newest)]
+    return erasures.state
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@
 import hashlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -119,7 +120,10 @@ class BackupManifest(_Part):
         """
         path = backup / MANIFEST_FILE
         try:
-            if path.stat().st_size > _LARGEST:
+            status = path.stat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # reading it may never end
+                raise BackupRefused(f"{path}: is no regular file; {_AGAIN}")
+            if status.st_size > _LARGEST:
                 raise BackupRefused(f"{path}: larger than {_LARGEST} bytes, not a manifest; {_AGAIN}")
             raw = json.loads(text := path.read_bytes())
             number = raw["format"]
@@ -151,10 +155,12 @@ class BackupManifest(_Part):
         """
         path, entry = backup / name, self.files[name]
         try:
-            size, digest = path.stat().st_size, sha256_of(path)
+            status = path.stat()
+            fits = stat.S_ISREG(status.st_mode) and status.st_size == entry.size
+            altered = not fits or sha256_of(path) != entry.sha256
         except OSError as error:
             raise BackupRefused(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
-        if size != entry.size or digest != entry.sha256:
+        if altered:
             raise BackupRefused(f"{path}: its content was altered; {_AGAIN}")
 
 

@@ -29,6 +29,7 @@ _TOGETHER: Final = 64  # groups of keys dumped at once, each in a script of its 
 _GLOB: Final = re.compile(r"([*?\[\]\\])")
 _KINDS: Final = ("history", "impressions", "event_ids", "merges", "merging")
 _OF_OWNER: Final = re.compile(rf"(\{{b\d{{3}}\}}):({'|'.join(_KINDS)}):(.*)", re.DOTALL)
+_OWN: Final = re.compile(r"\{[^}]*\}:[^{].*|events|rate:[0-9a-f]+", re.DOTALL)
 _STREAM_IDS: Final = re.compile(r"\{b\d{3}\}:stream_ids:.*", re.DOTALL)
 _BEFORE_SLOTS: Final = 5  # fields between flags and slots in a line of CLUSTER NODES: master, ping, pong, epoch, link
 _MOVING: Final = "["  # of a slot that is on its way to another node, or from there
@@ -130,7 +131,8 @@ class RedisBackup:
     async def names(self, pattern: str = "*") -> AsyncIterator[list[str]]:
         """Pages of names without the prefix that match; a name may come twice, or be gone.
 
-        A key that exists from the beginning to the end is among them. Names that are not UTF-8 are not ours.
+        A key that exists from the beginning to the end is among them. Names that are not UTF-8 are not ours, nor are
+        those of another prefix that begins with this one and a colon.
 
         Raises:
             BackupInterrupted: slots of a cluster were moved meanwhile.
@@ -152,7 +154,8 @@ class RedisBackup:
             with _translated("scan"):
                 command = ("SCAN", cursor, "MATCH", f"{escaped}:{pattern}", "COUNT", _PAGE)
                 cursor, found = await node.call(*command, kind=list)
-            yield [name.removeprefix(f"{self._prefix}:") for name in _utf8(found)]
+            names = (name.removeprefix(f"{self._prefix}:") for name in _utf8(found))
+            yield [name for name in names if is_own(name)]
             if cursor == b"0":
                 return
 
@@ -229,9 +232,12 @@ class RedisBackup:
         return str((found or b"").decode())
 
     async def restore(self, keys: Sequence[StoredKey]) -> None:
-        """Write keys in order; one that exists is replaced, one that has expired is not written."""
+        """Write keys in order; one that exists is replaced, one that has expired is not written.
+
+        Nor is a key of another prefix, as backups of earlier versions have them: it may be in use here.
+        """
         with _translated("restore"):
-            await asyncio.gather(*[self._restore(key) for key in keys])
+            await asyncio.gather(*[self._restore(key) for key in keys if is_own(key.name)])
 
     async def _restore(self, key: StoredKey) -> None:
         if not key.value:
@@ -281,6 +287,14 @@ class RedisBackup:
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
+
+
+def is_own(name: str) -> bool:
+    """Whether a name without the prefix is of a key of this service; else it is of another prefix that begins alike.
+
+    As with ``shop`` and ``shop:eu``, whose keys begin with ``shop:`` too.
+    """
+    return _OWN.fullmatch(name) is not None
 
 
 def group_of(name: str) -> KeyGroup | None:

@@ -246,18 +246,43 @@ DESCRIPTION: Final = Script("return redis.call('HGET', KEYS[1], 'definition') or
 # key is kept, number of increments, then for each of them the position of its hash in KEYS, the field and the amount;
 # then the seconds to live of each hash. A batch that is sent again, as its reply was lost, changes nothing: its number
 # is kept as long as the counts, as Redis may be gone for long between both.
+#
+# All or none: a batch that fails in the middle, because of a key of another type or a command that the user may not
+# run, is taken back, as it is sent again. A field whose count would exceed 64 bits, or that another program wrote,
+# stays as it is: no repetition could change it.
 ADD: Final = Script("""
 if redis.call('HGET', KEYS[1], 'number') == ARGV[1] then
     return 0
 end
-local last = 3 + 3 * tonumber(ARGV[3])
-for at = 4, last, 3 do
-    redis.call('HINCRBY', KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2])
+local last, added = 3 + 3 * tonumber(ARGV[3]), {}
+local function stays(failure)
+    return string.find(failure, 'overflow', 1, true) or string.find(failure, 'not an integer', 1, true)
 end
-for key = 2, #KEYS do
-    redis.call('EXPIRE', KEYS[key], ARGV[last + key - 1])
+local function add()
+    for at = 4, last, 3 do
+        local count = redis.pcall('HINCRBY', KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2])
+        if type(count) ~= 'table' then
+            added[#added + 1] = at
+        elseif not stays(count.err) then
+            error(count)
+        end
+    end
+    for key = 2, #KEYS do
+        redis.call('EXPIRE', KEYS[key], ARGV[last + key - 1])
+    end
+    redis.call('HSET', KEYS[1], 'number', ARGV[1])
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
-redis.call('HSET', KEYS[1], 'number', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+local whole, failure = pcall(add)
+if not whole then
+    for _, at in ipairs(added) do
+        local key, field, amount = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
+        local opposite = string.sub(amount, 1, 1) == '-' and string.sub(amount, 2) or '-' .. amount
+        if redis.pcall('HINCRBY', key, field, opposite) == 0 then
+            redis.pcall('HDEL', key, field)
+        end
+    end
+    return redis.error_reply(type(failure) == 'table' and failure.err or failure)
+end
 return 1
 """)

@@ -17,6 +17,7 @@ An owner is a user, or an answer without a user. All keys expire.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from time import time
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -62,6 +63,8 @@ _USERS_SHARE: Final = 0.1  # of the memory of the answers, for users of an exper
 _USER_BYTES: Final = 80
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
 _NO_REQUEST: Final = bytes(6)
+_COUNT: Final = re.compile(rb"-?[0-9]{1,19}")
+_COUNT_END: Final = 2**63
 _LAST_TIME: Final = 2**32 - 1  # that has a place in four bytes
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
 
@@ -284,4 +287,9 @@ def _shown(found: bytes) -> AnsweredItem:
 def _counts(reply: Sequence[bytes]) -> dict[str, int]:
     """Alternating fields and numbers; what another program wrote is passed over."""
     pairs = zip(reply[::2], reply[1::2], strict=True)
-    return {field.decode("utf-8", "replace"): int(value) for field, value in pairs if value.lstrip(b"-").isdigit()}
+    return {field.decode("utf-8", "replace"): int(value) for field, value in pairs if _is_count(value)}
+
+
+def _is_count(stored: bytes) -> bool:
+    """Whether Redis could have counted so far: a whole number of 64 bits."""
+    return _COUNT.fullmatch(stored) is not None and abs(int(stored)) < _COUNT_END

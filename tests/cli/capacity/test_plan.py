@@ -222,6 +222,16 @@ def test_a_table_for_people_and_json_for_programs(tmp_path: Path) -> None:
     assert not re.search(r"(?<!from )measured", shown.stdout)
 
 
+def test_an_option_without_a_bound_is_null_in_the_json() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    ran = run("--items", "20k", "--users", "1M", "--rps", "50", "--redis-gib", "inf", "--json")
+    found = json.loads(ran.stdout, parse_constant=refuse)
+    assert found["demand"]["redis_gib"] is None
+    assert found["demand"]["replica_gib"] == 64.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

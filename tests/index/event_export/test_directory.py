@@ -1,5 +1,6 @@
 """Ids, file names and the directory of an export."""
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -87,3 +88,20 @@ def test_an_export_of_a_later_version_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"format": 1, "id": "x"}')
     with pytest.raises(EventExportError, match="lacks 'key'"):
         ExportDirectory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["export.json", "positions.json", "erasures/b000.json", "day=2026-11-30/manifest.json"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    directory = ExportDirectory.open_or_create(tmp_path / "export")
+    path = tmp_path / "export" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(EventExportError, match=f"{path.name}: is no regular file; restore it from a copy"):
+        _ = (ExportDirectory(tmp_path / "export"), directory.positions(), directory.erasures())

@@ -209,3 +209,23 @@ def test_the_message_of_a_failed_copy_names_the_target(tmp_path: Path) -> None:
     said = describe_disk_error(failed, tmp_path)
     assert "(/dev/full/copy)" in said
     assert "/proc/source" not in said
+
+
+def test_a_file_system_answers_where_a_name_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / ("a" * 300), tmp_path / "missing" / "file"):
+        assert re.fullmatch(r"[\d.]+ .iB are free there", free_space(path)), path
+    real, closed = os.statvfs, tmp_path / "closed" / "file"
+
+    def failing(code: int) -> Callable[[Path], os.statvfs_result]:
+        def fail(path: Path) -> os.statvfs_result:
+            if path == closed:
+                raise OSError(code, os.strerror(code))
+            return real(path)
+
+        return fail
+
+    monkeypatch.setattr(os, "statvfs", failing(errno.EACCES))
+    assert free_space(closed).endswith("are free there")
+    monkeypatch.setattr(os, "statvfs", failing(errno.EIO))
+    assert free_space(closed) == "its file system does not answer"

@@ -1,6 +1,7 @@
 """A backup of a service is restored into an empty Redis and registry; half, damaged and misplaced ones are refused."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -170,6 +171,51 @@ def test_a_redis_that_is_not_empty_is_refused_or_replaced(events: Events, empty_
         assert client.get("other:key") == "stays"
         assert not client.exists("new:{b001}:history:someone")
     assert_same(stored(events.url, events.prefix), stored(empty_redis, "new"))
+
+
+def test_another_prefix_that_begins_alike_is_neither_copied_nor_deleted(
+    events: Events, empty_redis: str, tmp_path: Path
+) -> None:
+    """As with one service under ``shop`` and another one under ``shop:eu``."""
+
+    async def store(histories: Any) -> None:
+        await histories.append(some_events(20))
+
+    def store_in(prefix: str, url: str) -> None:
+        Events(url, tmp_path / "other", prefix).run(store)
+
+    for nested in ("eu", "events", "{eu}"):
+        store_in(f"{events.prefix}:{nested}", events.url)
+        store_in(f"new:{nested}", empty_redis)
+    others = {name: part for name, part in stored(empty_redis, "new").items() if ":{b" in name}
+    some_backup(events, tmp_path / "backup")
+    put_back(tmp_path / "backup", empty_redis, "new")
+    put_back(tmp_path / "backup", empty_redis, "new", replace=True)
+    own = {name: part for name, part in stored(events.url, events.prefix).items() if ":{b" not in name}
+    assert_same(own | others, stored(empty_redis, "new"))
+
+
+def test_a_backup_of_an_earlier_version_leaves_another_prefix_as_it_is(
+    events: Events, empty_redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those had the keys of prefixes that begin alike too."""
+    with redis_py.Redis.from_url(events.url) as client, redis_py.Redis.from_url(empty_redis) as new:
+        client.set(f"{events.prefix}:eu:{{b001}}:history:anna", "of then")
+        new.set("new:eu:{b001}:history:anna", "of today")
+        with monkeypatch.context() as patched:
+            patched.setattr("service.stores.backup.redis_backup.is_own", lambda _name: True)
+            some_backup(events, tmp_path / "backup")
+        put_back(tmp_path / "backup", empty_redis, "new")
+        assert new.get("new:eu:{b001}:history:anna") == b"of today"
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, "redis/000001.parquet"])
+def test_a_pipe_in_a_backup_is_refused_and_not_waited_for(events: Events, tmp_path: Path, name: str) -> None:
+    some_backup(events, tmp_path / "backup")
+    (tmp_path / "backup" / name).unlink()
+    os.mkfifo(tmp_path / "backup" / name)
+    with pytest.raises(BackupRefused, match=f"{name}: (is no regular file|its content was altered)"):
+        verify_backup(tmp_path / "backup", silent)
 
 
 def test_a_killed_restore_starts_again_and_no_backup_is_made_of_it(

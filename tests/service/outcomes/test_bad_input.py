@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
@@ -150,3 +152,22 @@ def test_redis_gone_in_the_middle_of_an_experiment_loses_no_definition_and_says_
             )
         )
         assert counted == 1
+
+
+@pytest.mark.parametrize("stored", ["1" + 30 * "0", "-1" + 30 * "0", "--5", "9223372036854775808", "1" * 5000])
+def test_counts_that_another_program_wrote_are_passed_over(
+    open_client: OpenClient, redis_url: str, stored: str
+) -> None:
+    hour, prefix = int(time.time()) // 3600, f"test-{uuid.uuid4().hex}"
+    with (
+        open_client(outcomes=True, admin_keys=[ADMIN], redis_prefix=prefix) as client,
+        redis.Redis.from_url(redis_url) as server,
+    ):
+        server.hset(f"{prefix}:{{outcomes}}:{hour}:position", mapping={"1|clicks": stored, "2|clicks": 7})
+        answer = client.get("/outcomes", params={"from": 3600 * hour, "to": 3600 * hour + 1})
+        assert [(found["value"], found["clicks"]) for found in answer.json()["outcomes"]] == [("2", 7)]
+        assert client.put("/experiments/two", json=INTERLEAVED, headers=AS_ADMIN).status_code == 200
+        written = {"a|1|clicks": stored, "a|\u00b2|clicks": 1, f"a|{stored}|clicks": 1, "a|2|clicks": 7}
+        server.hset(f"{prefix}:{{outcomes}}:experiment:two", mapping=written)
+        groups = client.get("/experiments/two/groups", headers=AS_ADMIN).json()["groups"]
+        assert groups == [{"arm": "a", "group": 2, "clicks": 7}]

@@ -1,5 +1,6 @@
 """Recipes measured on events after a cut-off."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_the_cutoff_leaves_the_last_days_and_something_before_them() -> None:
     day = 86_400
     frame = interactions(("anna", "a", day), ("anna", "b", 3 * day), ("bob", "c", 10 * day))
     assert cutoff_of(frame, 7) == 3 * day
+    for days in (1e300, math.inf):
+        assert cutoff_of(frame, days) < -day
     assert events_before(frame, 3 * day)["item_id"].to_list() == ["a"]
     with pytest.raises(EvaluationError, match="all 3 interactions are held out"):
         events_before(frame, day)

@@ -1,6 +1,7 @@
 """The frozen interactions of a retraining: joined, split by time, and gone with the job."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_an_erasure_makes_a_killed_job_begin_anew(shop: Path) -> None:
     assert set(pl.read_parquet(again.everything).filter(pl.col("type") == "view")["user_id"]) == {"bob"}
 
 
+def test_an_erasure_by_a_clock_that_is_behind_makes_a_killed_job_begin_anew(shop: Path) -> None:
+    """As of a node of a cluster: anna was erased before, and another user later by the clock of another node."""
+    export = ExportDirectory(shop.parent / "export")
+    anna = user_hash(export.key, "anna")
+    export.add_erasures(0, {anna: StreamId(1, 0)})
+    export.add_erasures(1, {user_hash(export.key, "carl"): StreamId(2**60, 0)})
+    frozen(shop)
+    export.add_erasures(0, {anna: StreamId(2**59, 0)})
+    again = frozen(shop)
+    assert not again.resumed
+    assert set(pl.read_parquet(again.everything).filter(pl.col("type") == "view")["user_id"]) == {"bob"}
+    assert frozen(shop).resumed
+
+
 @pytest.mark.parametrize("change", ["row", "price", "picture", "new picture", "lost picture"])
 def test_a_changed_catalogue_is_noticed_and_the_interactions_stay(shop: Path, change: str) -> None:
     job, dropped = shop.parent / "job", list[str]()
@@ -156,8 +171,9 @@ def test_fractions_of_a_second_order_the_events_of_the_data_set(shop: Path) -> N
 
 
 def test_an_empty_export_and_too_many_days_are_named(shop: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="none is left to learn from before them; give fewer --measure-days"):
-        frozen(shop, days=100)
+    for days in (100, 1e300, math.inf):
+        with pytest.raises(DatasetError, match="none is left to learn from before them; give fewer --measure-days"):
+            frozen(shop, days=days)
     (shop / "interactions.csv").unlink()
     ExportDirectory.open_or_create(tmp_path / "empty")
     with pytest.raises(DatasetError, match=r"neither the export nor .* has an interaction"):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import redis
 
+from service.errors import OutcomesUnavailable
 from service.stores.outcomes import answer_records, redis_outcomes
-from service.stores.outcomes.outcome_store import AnsweredItem, ItemOutcome, RecordedAnswer
+from service.stores.outcomes.outcome_store import AnsweredItem, CountBatch, ItemOutcome, RecordedAnswer
 from tests.service.outcomes.test_outcomes import MemoryOutcomes
 from tests.service.stores.outcomes.test_outcome_store import (
     CONTEXT,
@@ -152,3 +153,46 @@ def test_answers_of_one_call_that_are_too_many_for_the_memory_are_reported_once(
     with redis.Redis.from_url(redis_url) as client:
         (size,) = client.scan_iter(f"{prefix}:*answers_size")
         assert 0 < int(client.hget(size, "bytes")) <= (1 << 20) // 64  # type: ignore[arg-type]
+
+
+def test_counts_of_a_batch_that_fails_in_the_middle_are_taken_back(redis_url: str, prefix: str) -> None:
+    """It is sent again every second, and had counted the same again each time."""
+    wrong, amounts = f"{prefix}:{{outcomes}}:2:slot", {"image|clicks": 3, "text|clicks": -1, "none|clicks": 1}
+    before = CountBatch("w", 1, {("1:slot", "image|clicks"): 2, ("1:slot", "text|clicks"): 2})
+    batch = CountBatch("w", 2, {("1:slot", field): amount for field, amount in amounts.items()} | {("2:slot", "a"): 1})
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            await outcomes.add(before)
+            with redis.Redis.from_url(redis_url) as client:
+                client.rpush(wrong, "of another program")
+                for _ in range(3):
+                    with pytest.raises(OutcomesUnavailable):
+                        await outcomes.add(batch)
+                    assert await outcomes.counts(["1:slot"]) == [{"image|clicks": 2, "text|clicks": 2}]
+                client.delete(wrong)
+            for _ in range(2):
+                await outcomes.add(batch)
+            assert await outcomes.counts(["1:slot", "2:slot"]) == [
+                {"image|clicks": 5, "text|clicks": 1, "none|clicks": 1},
+                {"a": 1},
+            ]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("stored", [2**63 - 10, "of another program"])
+def test_a_count_that_cannot_grow_stops_no_other_one(redis_url: str, prefix: str, stored: int | str) -> None:
+    key = f"{prefix}:{{outcomes}}:1:arm"
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+                client.hset(key, "a|revenue", stored)
+                for number in (1, 2):
+                    amounts = {("1:slot", "text|clicks"): 1, ("1:arm", "a|revenue"): 100, ("1:arm", "b|clicks"): 1}
+                    await outcomes.add(CountBatch("w", number, amounts))
+                assert client.hgetall(key) == {"a|revenue": str(stored), "b|clicks": "2"}
+            assert await outcomes.counts(["1:slot"]) == [{"text|clicks": 2}]
+
+    asyncio.run(check())
