@@ -1,15 +1,13 @@
 """Key files are read again when they change; a bad file changes nothing, and no key is shown."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.access.auth import KeyRing
-from service.access.key_file import KeyFile, Scopes, digest_of, keep_apart
+from service.access.key_file import KeyFile, digest_of, keep_apart
 from service.errors import KeyRefused, SettingsError
 from service.settings.load import load_settings
 from tests.support.shops import OpenClient
@@ -51,46 +49,6 @@ def digests(*keys: str) -> dict[bytes, None]:
 def test_one_a_line(files: Files) -> None:
     files.write(f"# since March\n{OLD}\n\n  {NEW}  \r\n{OLD}\n")
     assert files.source(OTHER).scopes() == digests(OTHER, OLD, NEW)
-
-
-def scopes_at_once(source: KeyFile) -> Mapping[bytes, Scopes] | None:
-    """The scopes, unless finding them takes seconds, in which the event loop would answer nothing."""
-    found: list[Mapping[bytes, Scopes]] = []
-    thread = Thread(target=lambda: found.append(source.scopes()), daemon=True)
-    thread.start()
-    thread.join(5)
-    return found[0] if found else None
-
-
-def test_a_pipe_is_read_once(files: Files) -> None:
-    """As a password manager mounts a file, and as `<(command)` of a shell is one; opening it waits for a writer."""
-    os.mkfifo(files.path)
-    writer = Thread(target=files.path.write_text, args=(OLD,))
-    writer.start()
-    source = files.source()
-    writer.join()
-    for _ in range(2):
-        files.now += 1.1
-        os.utime(files.path)
-        assert scopes_at_once(source) == digests(OLD)
-    assert files.errors == []
-    files.write(NEW)
-    files.now += 1.1
-    assert scopes_at_once(source) == digests(NEW)
-
-
-def test_a_pipe_in_place_of_the_file_changes_nothing(files: Files) -> None:
-    files.write(OLD)
-    source = files.source()
-    files.path.unlink()
-    os.mkfifo(files.path)
-    for _ in range(2):
-        files.now += 1.1
-        assert scopes_at_once(source) == digests(OLD)
-    (error,) = files.errors
-    assert error == (
-        f"api_keys_file must name a regular file to be read again, got {files.path}; the keys stay as they were"
-    )
 
 
 def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
