@@ -23,7 +23,7 @@ from training.data.item_texts import ItemTexts
 from training.data.stored.stored_pictures import PictureFile
 from training.data.tables.mapped_table import LARGE_BYTES, MappedTable
 from training.data.tables.table_files import ROW, find_table, read_table, rows_named, suffix_of
-from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
+from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, beyond_calendar, read_timestamps
 from training.errors import DatasetError
 
 ITEMS = "items"
@@ -37,6 +37,8 @@ TEXT = "text"
 IMAGE = "image"
 _CONTROL = "[\u0001-\u001f\u007f-\u009f\\x00]"
 _SLICE_ROWS = 16_384
+CALENDAR_RULE = "must hold dates of the years 1 to 9999"
+CALENDAR_REMEDY = "write another date, or leave the cell empty (databases write infinity as such a date)"
 _SEE_ALL = "`vlm2rec data check` lists every such row"
 
 
@@ -170,7 +172,7 @@ def read_items(path: Path) -> pl.DataFrame:
     """Read and check the items file; see :attr:`Dataset.items`.
 
     Raises:
-        DatasetError: the file cannot be read or breaks a rule.
+        DatasetError: the file cannot be read, breaks a rule, or holds a date outside the years 1 to 9999.
     """
     frame = read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE), required=[ITEM_ID])
     if frame.is_empty():
@@ -178,6 +180,8 @@ def read_items(path: Path) -> pl.DataFrame:
     if POPULARITY in frame.columns:
         raise DatasetError(f"{path}: column {POPULARITY!r} is reserved for the training counts; rename it")
     _check_item_ids(path, frame)
+    for name in frame.columns:
+        _check_dates(path, frame, name)
     frame = frame.drop(ROW)
     missing = [pl.lit(None, pl.String).alias(name) for name in (TITLE, TEXT, IMAGE) if name not in frame.columns]
     frame = frame.with_columns(missing).with_columns(_metadata_casts(path, frame))
@@ -249,13 +253,26 @@ def read_any_interactions(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
         more: columns to read besides, those that the file lacks are left out.
 
     Raises:
-        DatasetError: the file cannot be read, or lacks a column.
+        DatasetError: the file cannot be read, lacks a column, or has a date outside the years 1 to 9999.
     """
     if suffix_of(path).lstrip(".") not in INTERACTION_SUFFIXES:
         raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
     names = (USER_ID, ITEM_ID, TIMESTAMP)
     text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
-    return read_table(path, text=text, required=names, columns=(*names, *more))
+    frame = read_table(path, text=text, required=names, columns=(*names, *more))
+    _check_dates(path, frame, TIMESTAMP)
+    return frame
+
+
+def _check_dates(path: Path, frame: pl.DataFrame, name: str) -> None:
+    """Refuse dates that no answer can name: Parquet holds them, Python and ISO 8601 do not.
+
+    Raises:
+        DatasetError: a date lies outside the years 1 to 9999.
+    """
+    beyond = frame[ROW].filter(beyond_calendar(frame[name]))
+    if len(beyond):
+        raise DatasetError(f"{path}: column {name!r} {CALENDAR_RULE}, {rows_named(beyond)}; {CALENDAR_REMEDY}")
 
 
 def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
@@ -310,7 +327,9 @@ def metadata_type(dtype: object) -> pl.DataType | None:
         return pl.String()
     if isinstance(dtype, pl.Decimal | pl.Int128):
         return pl.Float64()
-    if isinstance(dtype, pl.String | pl.Boolean | pl.Date | pl.Datetime):
+    if isinstance(dtype, pl.Datetime):  # Python has no nanoseconds, and answers show none
+        return pl.Datetime("us" if dtype.time_unit == "ns" else dtype.time_unit, dtype.time_zone)
+    if isinstance(dtype, pl.String | pl.Boolean | pl.Date):
         return dtype
     if isinstance(dtype, pl.DataType) and dtype.is_numeric():
         return dtype

@@ -23,6 +23,10 @@ _UNITS = (
     (1e17, "microseconds", 1, 1),
     (9.2e18, "nanoseconds", 1, 1_000),
 )
+_DAY_SECONDS = 86_400
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
+"""Seconds since 1970. Parquet holds dates beyond, polars panics on some of them, and Python has none of them."""
+_A_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?\s*(Z|z|[+-]\d{2}(?::?\d{2})?)?)?$"
 
 
@@ -58,6 +62,32 @@ def read_timestamps(raw: pl.Series) -> Timestamps:
     if raw.dtype.is_numeric():
         return _from_numbers(raw.cast(pl.Float64))
     return Timestamps(pl.Series(raw.name, [None] * len(raw), dtype=pl.Int64), "seconds")
+
+
+def beyond_calendar(raw: pl.Series) -> pl.Series:
+    """Which rows of a column hold a date or datetime outside the years 1 to 9999, in UTC or in the column's time zone.
+
+    Args:
+        raw: of any type; of a list, each element counts. Nulls and other types are none.
+    """
+    if isinstance(raw.dtype, pl.List | pl.Array) and isinstance(raw.dtype.inner, pl.Date | pl.Datetime):
+        rows = pl.int_range(len(raw), eager=True)
+        values = pl.DataFrame({"row": rows, "value": raw}).explode("value")
+        return rows.is_in(values["row"].filter(beyond_calendar(values["value"])).implode())
+    if raw.dtype == pl.Date:
+        return _outside(raw.to_physical().cast(pl.Int64) * _DAY_SECONDS)
+    if not isinstance(raw.dtype, pl.Datetime):
+        return pl.repeat(value=False, n=len(raw), dtype=pl.Boolean, eager=True)
+    second = _A_SECOND[raw.dtype.time_unit]
+    outside = _outside(raw.to_physical() // second)
+    if raw.dtype.time_zone is None:
+        return outside
+    local = _where(~outside, raw).dt.replace_time_zone(None)  # panics on what is far outside
+    return outside | _outside(local.to_physical() // second)
+
+
+def _outside(seconds: pl.Series) -> pl.Series:
+    return ((seconds < _YEAR_1) | (seconds >= _YEAR_10000)).fill_null(value=False)
 
 
 def _with_dates(raw: pl.Series, numbers: pl.Series, strange: pl.Series) -> Timestamps:

@@ -6,10 +6,11 @@ import polars as pl
 
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
-from training.data.dataset import IMAGE, TEXT, TITLE, broken_ids, metadata_type
+from training.data.dataset import CALENDAR_REMEDY, CALENDAR_RULE, IMAGE, TEXT, TITLE, broken_ids, metadata_type
 from training.data.item_texts import HAS_WORD, NOT_BLANK
 from training.data.tables.column_names import look_alikes
 from training.data.tables.table_files import ROW, nameless_columns, read_table
+from training.data.timestamps import beyond_calendar
 from training.data_check.report import Column, Defect, ItemFacts, Severity, defect_of
 
 _MOSTLY = 0.8
@@ -167,6 +168,9 @@ def _check_metadata(path: Path, items: pl.DataFrame) -> tuple[list[Column], list
                 "or lists of these; flatten or drop it"
             )
             defects.append(Defect("unusable column", Severity.ERROR, 1, message))
+        elif (beyond := items.filter(beyond_calendar(values))).height:
+            what = f"{path.name}: column {name!r} {CALENDAR_RULE}"
+            defects += defect_of("unusable dates", Severity.ERROR, beyond, what, CALENDAR_REMEDY)
         elif values.dtype == pl.String:
             defects += _check_almost_numbers(path, items, name)
     return columns, defects

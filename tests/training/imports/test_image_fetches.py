@@ -210,7 +210,10 @@ def test_one_job_at_a_time(server: PictureServer, shop: Path) -> None:
     ("name", "content", "message"),
     [
         ("items.csv", "item_id,image\na,\n", "has no column 'image_url'"),
-        ("items.csv", 'item_id,image_url\n"a,\nb,"\n"', "cannot be read; `vlm2rec data check` says what is wrong"),
+        ("items.csv", 'item_id,image_url\n"a,\nb,"\n"', "line 2 has 1 field, the header has 2"),
+        ("items.csv", "item_id,image_url,title\na,,A\nb,\n", "line 3 has 2 fields, the header has 3"),
+        ("items.csv", "item_id,image_url,n,n\na,,1,2\n", "column 'n' appears more than once"),
+        ("items.csv", "item_id,image_url,Image\na,,\n", "column 'Image' looks like 'image'"),
         ("items.jsonl", '{"item_id": "a"}\n', "only items.csv and items.parquet are filled in"),
     ],
 )
@@ -220,6 +223,57 @@ def test_items_that_cannot_be_filled_in(
     (tmp_path / name).write_text(content)
     with pytest.raises(DatasetError, match=message):
         run(server, tmp_path)
+
+
+def test_a_folder_of_files_is_refused_before_anything_is_fetched(server: PictureServer, tmp_path: Path) -> None:
+    (tmp_path / "items.parquet").mkdir()
+    items = pl.DataFrame({"item_id": ["a"], "image_url": [f"http://img.test:{server.port}/0.jpg"]})
+    items.write_parquet(tmp_path / "items.parquet" / "part-0.parquet")
+    with pytest.raises(DatasetError, match="write the items as one such file"):
+        run(server, tmp_path)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_brackets_in_the_path_are_no_pattern(server: PictureServer, tmp_path: Path, suffix: str) -> None:
+    shop = tmp_path / "shop[1]*"
+    shop.mkdir()
+    items = pl.DataFrame({"item_id": ["a"], "image_url": [f"http://img.test:{server.port}/0.jpg"]})
+    server.answers["/0.jpg"] = answer(picture())
+    if suffix == "csv":
+        items.write_csv(shop / "items.csv")
+    else:
+        items.write_parquet(shop / "items.parquet")
+    assert run(server, shop).named == 1
+
+
+def test_an_export_that_replaces_the_items_meanwhile_is_kept(server: PictureServer, shop: Path) -> None:
+    items = shop / "items.csv"
+    renewed = items.read_text().replace("007", "new") + "i5,five,,,new\n"
+
+    def export(_done: int, _all: int) -> None:
+        items.write_text(renewed)
+
+    run(server, shop, progress=export)
+    after = pl.read_csv(items, infer_schema=False)
+    assert after["item_id"].to_list() == ["i0", "i1", "i2", "i3", "i4", "i5"]
+    assert after["code"].unique().to_list() == ["new"]
+    assert images(shop)[0] == name_of(server, "/0.jpg")
+
+
+def test_link_permissions_and_nameless_columns_stay(server: PictureServer, tmp_path: Path) -> None:
+    shop, export = tmp_path / "shop", tmp_path / "export.csv"
+    shop.mkdir()
+    export.write_text(f'item_id,,image_url,\na,1,http://img.test:{server.port}/0.jpg,2\nb,3,,"4, 5"\n')
+    export.chmod(0o640)
+    (shop / "items.csv").symlink_to(export)
+    server.answers["/0.jpg"] = answer(picture())
+    run(server, shop)
+    name = name_of(server, "/0.jpg")
+    address = f"http://img.test:{server.port}/0.jpg"
+    assert export.read_text() == f'item_id,"",image_url,"",image\na,1,{address},2,{name}\nb,3,,"4, 5",\n'
+    assert (shop / "items.csv").is_symlink()
+    assert export.stat().st_mode & 0o777 == 0o640
 
 
 def test_the_command_reaches_no_address_of_this_machine(server: PictureServer, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def nameless_columns(path: Path) -> list[int]:
     """
     if path.suffix.lower() != ".csv":
         return []
-    return [place for place, name in enumerate(_csv_header(path), start=1) if is_nameless(name)]
+    return [place for place, name in enumerate(csv_header(path), start=1) if is_nameless(name)]
 
 
 def suffix_of(path: Path) -> str:
@@ -173,7 +173,7 @@ def _scan(path: Path) -> pl.LazyFrame | ParquetTable:
 
 
 def _scan_csv(path: Path) -> pl.LazyFrame:
-    names = _csv_header(path)
+    names = csv_header(path)
     named = [name for name in names if not is_nameless(name)]
     repeated = next((name for name in named if named.count(name) > 1), None)
     if repeated is not None:
@@ -186,8 +186,14 @@ def _scan_csv(path: Path) -> pl.LazyFrame:
     return scan.select(own for own, name in zip(given, names, strict=True) if not is_nameless(name))
 
 
-def _csv_header(path: Path) -> list[str]:
-    """The names in the first record; at most :data:`_HEADER_BYTES` of the file are read."""
+def csv_header(path: Path) -> list[str]:
+    """The names in the first record of a CSV file, also blank ones; at most :data:`_HEADER_BYTES` are read.
+
+    Raises:
+        DatasetError: the file has no header.
+        UnicodeDecodeError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
     with path.open("rb") as stream:
         head = stream.read(_HEADER_BYTES)
     if not head.removeprefix(codecs.BOM_UTF8):

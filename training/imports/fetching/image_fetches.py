@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -13,8 +14,8 @@ import polars as pl
 
 from index.items.item_table import ITEM_ID
 from training.data.data_place import confined_file
-from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS
-from training.data.tables.table_files import find_table
+from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS, TEXT, TITLE
+from training.data.tables.table_files import csv_header, find_table, read_table
 from training.errors import DatasetError
 from training.imports.fetching.fetch_list import FetchList, FetchOutcome
 from training.imports.fetching.picture_fetcher import FetchedPicture, MakeFetcher, PictureFetcher
@@ -61,7 +62,8 @@ def fetch_images(
     """Fetch the missing pictures of a data set.
 
     A picture is stored as ``images/<hash of its address>.<suffix>``, and each result is recorded at once, so a stopped
-    or killed job can be resumed. The items file is replaced once, at the end.
+    or killed job can be resumed. The items file is replaced once, at the end; if it has changed since the start, the
+    paths are written into its new rows.
 
     Args:
         directory: a data set whose items file has a column ``image_url``.
@@ -92,6 +94,7 @@ class _Job:
         self._items = items
         self._done = done
         self._summary = FetchSummary()
+        self._asked = False
 
     def run(
         self,
@@ -110,6 +113,7 @@ class _Job:
         self._summary.left = len(wanted) - len(asked)
         try:
             if asked:
+                self._asked = True
                 self._fetch(asked, make_fetcher, min(parallel, len(asked)), progress)
         finally:
             self._done.sync()
@@ -179,6 +183,8 @@ class _Job:
 
     def _name_pictures(self) -> None:
         """Write the paths of fetched pictures into the items file if any item gains one."""
+        if self._asked:  # fetches take hours, in which an export may have replaced the file
+            self._items = _read(self._path)
         names = []
         changed = False
         for image, url in self._items.select(IMAGE, IMAGE_URL).iter_rows():
@@ -213,14 +219,16 @@ def _in_threads(
 
 
 def _read(path: Path) -> pl.DataFrame:
-    """The items file with a column ``image``; all columns of a CSV file are text."""
+    """The items file with a column ``image``; all columns of a CSV file are text, and a nameless one is kept."""
+    if path.suffix not in (".csv", ".parquet") or path.is_dir():
+        raise DatasetError(f"{path}: only items.csv and items.parquet are filled in; write the items as one such file")
     try:
         if path.suffix == ".parquet":
-            items = pl.read_parquet(path)
-        elif path.suffix == ".csv":
-            items = pl.read_csv(path, infer_schema=False)
+            items = pl.read_parquet(path, glob=False, hive_partitioning=False)
         else:
-            raise DatasetError(f"{path}: only items.csv and items.parquet are filled in; write the items as Parquet")
+            # polars alone would complete a cut row and rename a repeated column, and both would be written back
+            read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE, IMAGE_URL), required=[ITEM_ID])
+            items = pl.read_csv(path, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read; `vlm2rec data check` says what is wrong with it") from error
     missing = next((name for name in (ITEM_ID, IMAGE_URL) if name not in items.columns), None)
@@ -234,11 +242,17 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _replace(path: Path, items: pl.DataFrame) -> None:
+    """Replace the items file, behind a link too, with the permissions and the header that it has."""
+    path = path.resolve()
     part = path.with_name(f".{path.name}{_PART}")
     try:
         with part.open("wb") as file:
+            shutil.copymode(path, part)
             if path.suffix == ".csv":
-                items.write_csv(file)
+                names = csv_header(path)
+                names += items.columns[len(names) :]
+                file.write(pl.DataFrame([names], orient="row").write_csv(include_header=False).encode())
+                items.write_csv(file, include_header=False)
             else:
                 items.write_parquet(file)
             file.flush()
