@@ -326,12 +326,11 @@ end
 local length = call('XLEN', stream) + 1
 local time = call('TIME')
 local seconds, microseconds = time[1], tonumber(time[2])
-if is_history then
-    local tail = call('LRANGE', list, '-1', '-1')[1]
-    local newest = tail and tonumber(string.match(tail, '^[^\\31]*\\31([^\\31]*)')) or 0
-    local at = tonumber(timestamp)
-    local present = seconds + microseconds / 1000000
-    if tail and newest > at and at >= present - late_s and newest <= present then
+local tails = is_history and redis.pcall('LRANGE', list, '-1', '-1') or {}
+if tails[1] then
+    local newest = tonumber(string.match(tails[1], '^[^\\31]*\\31([^\\31]*)')) or 0
+    local at, present = tonumber(timestamp), seconds + microseconds / 1000000
+    if newest > at and at >= present - late_s and newest <= present then
         return -3
     end
 end
@@ -343,6 +342,7 @@ local function store()
         return false
     end
     doing = 'rpush'
+    if tails.err then error(tails) end
     if ARGV[1] ~= 'stream' then
         pushed = call('RPUSH', list, ARGV[4] .. '\\31' .. timestamp .. '\\31' .. ARGV[6])
     end
