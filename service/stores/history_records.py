@@ -137,7 +137,7 @@ def append_call(prefix: str, old_stream: str, events: Sequence[Event]) -> Append
 
 
 def append_one_call(prefix: str, old_stream: str, event: Event) -> tuple[list[str], Arguments]:
-    """Keys and arguments of the script that stores this event, see `APPEND_ONE`; raises as :func:`packed`."""
+    """Keys and arguments of the script that stores this event, see `APPEND_ONE`."""
     owner = event.user_id
     stream, history, event_ids, stream_ids = event_keys(prefix, owner)
     if event.stored_in == "impressions":
