@@ -120,7 +120,7 @@ bench-shop: $(VENV)/.installed
 # What event types, outcomes and an exporter cost, beside the service of an earlier checkout; about 20 minutes, goes on where it
 # ended. BENCH_ARGS="--baseline ../before", a git worktree of the commit to compare with.
 bench-events: $(VENV)/.installed
-	$(BIN)/python -m bench.load.events_cost $(BENCH_ARGS)
+	$(BIN)/python -m bench.events.cost $(BENCH_ARGS)
 
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes; takes --workers 2 too.
 bench-swap: $(VENV)/.installed

@@ -23,10 +23,10 @@ from typing import Any
 
 import redis
 
+from bench.events.traffic import EventTraffic, ShownAnswer
 from bench.index.bundles import Published, published
 from bench.instructions.callgrind import Counting, under_callgrind
 from bench.instructions.instructions import Callers, counted_contender
-from bench.load.event_traffic import EventTraffic, ShownAnswer
 from bench.load.histories import user_id
 from bench.measurements import commit
 from bench.serving.plan import ServingPlan

@@ -1,7 +1,7 @@
 """Measures what event types, outcomes and an exporter cost: events and recommendations of the service, in turns.
 
-    python -m bench.load.events_cost --baseline ../before    # continues the last run
-    python -m bench.load.events_cost --fresh                 # begins anew
+    python -m bench.events.cost --baseline ../before    # continues the last run
+    python -m bench.events.cost --fresh                 # begins anew
 
 Contenders, each started anew every round with a new Redis of the same histories:
 
@@ -33,15 +33,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import redis
 
+from bench.events.cost_table import summary, tables
+from bench.events.traffic import TABLE, EventTraffic, ShownAnswer
 from bench.index.bundles import Published, published, user_histories
 from bench.load.closed_loop import closed_loop, load_tool
-from bench.load.event_traffic import TABLE, EventTraffic, ShownAnswer
-from bench.load.events_cost_table import summary, tables
 from bench.load.histories import fill, used_bytes, user_id
 from bench.measurements import Measurements
 from bench.serving.contenders import ECHO, OURS, Contender
@@ -52,7 +52,8 @@ from index.event_export.directory import ExportDirectory
 from index.event_export.manifest import DayManifest
 from service.stores.history_keys import BUCKETS, stream_key
 
-_ROOT = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[2]
+"""Directory of the checkout."""
 _K = 20
 _ASKED = 200  # answers that events belong to
 _MOST_HISTORIES = 10_000
@@ -118,6 +119,51 @@ def contenders(baseline: Path | None) -> list[Contender]:
     return [replace(OURS, name="before", arguments=("-P", *OURS.arguments), environment=variables), *found]
 
 
+def described(baseline: Path) -> str:
+    """The commit of a checkout, with a + where files differ from it."""
+    command = ["git", "-C", str(baseline), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def histories(bundle: Bundle, users: int) -> list[list[str]]:
+    """Item ids of each user's history, oldest first; from a number of users on they repeat."""
+    rows = user_histories(bundle, min(users, _MOST_HISTORIES)).tolist()
+    return [[bundle.ids.id(row) for row in rows[user % len(rows)]] for user in range(users)]
+
+
+@contextmanager
+def running_exporter(url: str, scratch: Path, *, followed: bool) -> Iterator[Path | None]:
+    """An exporter at work that has taken the events which are there.
+
+    Args:
+        url: of Redis.
+        scratch: directory in which the export is made.
+        followed: whether there is one.
+
+    Returns:
+        Directory of the export; None without an exporter.
+    """
+    if not followed:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        export = Path(directory) / "export"
+        # Every second, so that it has work during a load of seconds; the default is every ten minutes.
+        options = ["--to", str(export), "--redis", url, "--follow", "--max-age-s", "1"]
+        process = psutil.Popen(
+            [sys.executable, "-m", "cli.main", "events", "export", *options],
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+            preexec_fn=end_with_us,
+        )
+        try:
+            _wait_for_export(export, url)
+            yield export
+        finally:
+            process.terminate()
+            process.wait(_PATIENCE_S)
+
+
 class Turns:
     """Measures one contender at a time on one bundle.
 
@@ -132,8 +178,7 @@ class Turns:
         self._sizes = sizes
         self._scratch = scratch
         bundle = Bundle.load(Path(made.bundle))
-        rows = user_histories(bundle, min(sizes.users, _MOST_HISTORIES)).tolist()
-        self._histories = [[bundle.ids.id(row) for row in rows[user % len(rows)]] for user in range(sizes.users)]
+        self._histories = histories(bundle, sizes.users)
         self._items = [bundle.ids.id(row) for row in range(len(bundle))]
         bodies = [json.dumps({"user_id": user_id(user), "k": _K}) for user in range(sizes.users)]
         self._bodies = scratch / "recommend.jsonl"
@@ -149,7 +194,7 @@ class Turns:
                 load = closed_loop(running.port, "/recommend", self._bodies, sizes.connections, sizes.seconds)
                 return found | {"answers_s": load["good"]}
             traffic = EventTraffic(self._items, sizes.users, list(self._answers(running)), number)
-            with self._exporter(store.url, followed=contender.name == "loop") as export:
+            with running_exporter(store.url, self._scratch, followed=contender.name == "loop") as export:
                 found = self._recommended(running, number)
                 warm = traffic.write(self._scratch / "warm.jsonl", _SINGLE_A_SECOND, events=1)
                 closed_loop(running.port, "/events", warm, sizes.connections, 1.0)
@@ -199,29 +244,6 @@ class Turns:
             ) as running:
                 yield running, store
 
-    @contextmanager
-    def _exporter(self, url: str, *, followed: bool) -> Iterator[Path | None]:
-        """The directory of an exporter at work; None without one."""
-        if not followed:
-            yield None
-            return
-        with tempfile.TemporaryDirectory(dir=self._scratch) as directory:
-            export = Path(directory) / "export"
-            # Every second, so that it has work during a load of seconds; the default is every ten minutes.
-            options = ["--to", str(export), "--redis", url, "--follow", "--max-age-s", "1"]
-            process = psutil.Popen(
-                [sys.executable, "-m", "cli.main", "events", "export", *options],
-                stdout=subprocess.DEVNULL,
-                cwd=_ROOT,
-                preexec_fn=end_with_us,
-            )
-            try:
-                _wait_for_export(export, url)
-                yield export
-            finally:
-                process.terminate()
-                process.wait(_PATIENCE_S)
-
     def _recommended(self, running: RunningContender, seed: int) -> dict[str, Any]:
         """Latency of recommendations at a fixed rate, while no events arrive.
 
@@ -230,7 +252,7 @@ class Turns:
         """
         command = [sys.executable, "-m", "bench.load.open_loop", "--port", str(running.port)]
         command += ["--rate", str(self._sizes.rate), "--seconds", str(self._sizes.seconds), "--seed", str(seed)]
-        ran = subprocess.run([*command, "--bodies", str(self._bodies)], check=True, capture_output=True, cwd=_ROOT)
+        ran = subprocess.run([*command, "--bodies", str(self._bodies)], check=True, capture_output=True, cwd=ROOT)
         opened: dict[str, Any] = json.loads(ran.stdout)
         if "p50_ms" not in opened:
             raise RuntimeError(f"{running.contender.name} answered no request of {self._sizes.rate:g} a second")
@@ -343,8 +365,8 @@ def main() -> None:
     parser.add_argument("--bulk", type=int, default=100, help="events of a bulk")
     parser.add_argument("--bulk-connections", type=int, default=8, help="of the loads of bulks")
     parser.add_argument("--answers", type=int, default=5000, help="whose memory is measured")
-    parser.add_argument("--work", type=Path, default=_ROOT / ".bench", help="where the bundle is kept between runs")
-    parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results" / "events.json")
+    parser.add_argument("--work", type=Path, default=ROOT / ".bench", help="where the bundle is kept between runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "events.json")
     parser.add_argument("--fresh", action="store_true", help="begin anew; the built bundle is kept all the same")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
@@ -352,8 +374,7 @@ def main() -> None:
     sizes = Sizes(**{name: getattr(options, name) for name in names})
     about = {name: getattr(options, name) for name in (*names, "neighbours")} | {"load": load_tool()}
     if options.baseline is not None:
-        described = ["git", "-C", str(options.baseline), "describe", "--always", "--dirty=+", "--exclude=*"]
-        about["baseline"] = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+        about["baseline"] = described(options.baseline)
     results = Measurements(options.out, about, fresh=options.fresh)
     everyone = measured(options, sizes, results)
     turns = {name: [results[f"{number}/{name}"] for number in range(1, sizes.rounds + 1)] for name in everyone}

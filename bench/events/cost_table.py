@@ -1,4 +1,4 @@
-"""Computes ratios and differences of the turns of `bench.load.events_cost`, and writes them as tables."""
+"""Computes ratios and differences of the turns of `bench.events.cost`, and writes them as tables."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence

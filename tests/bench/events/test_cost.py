@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.events.cost import contenders
+from bench.events.cost_table import summary, tables
+from bench.events.traffic import EventTraffic, ShownAnswer
 from bench.index.bundles import HISTORY
-from bench.load.event_traffic import EventTraffic, ShownAnswer
-from bench.load.events_cost import contenders
-from bench.load.events_cost_table import summary, tables
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,7 +66,7 @@ def test_all_contenders_have_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_short_run_measures_everything_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     out = tmp_path / "events.json"
-    command = [sys.executable, "-m", "bench.load.events_cost", "--items", "1000", "--users", "100", "--rounds", "1"]
+    command = [sys.executable, "-m", "bench.events.cost", "--items", "1000", "--users", "100", "--rounds", "1"]
     command += ["--seconds", "1", "--rate", "20", "--answers", "60", "--neighbours", "0", "--bulk", "20"]
     command += ["--baseline", str(ROOT), "--work", str(tmp_path), "--out", str(out)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
