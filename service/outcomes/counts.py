@@ -44,6 +44,7 @@ _POSITION_RANGES: Final = ((50, "21-50"), (100, "51-100"))
 _LAST_POSITIONS: Final = "over 100"
 
 Observe = Callable[[str, str, str, int], None]
+ObserveRefused = Callable[[int], None]
 
 
 class OutcomeCounts:
@@ -52,11 +53,18 @@ class OutcomeCounts:
     Args:
         store: keeps the counts.
         observe: called with dimension, value, measure and amount of everything that was stored.
+        observe_refused: called with the number of increments that the store refused, if there are any.
     """
 
-    def __init__(self, store: OutcomeStore, observe: Observe = lambda *_: None) -> None:
+    def __init__(
+        self,
+        store: OutcomeStore,
+        observe: Observe = lambda *_: None,
+        observe_refused: ObserveRefused = lambda _: None,
+    ) -> None:
         self._store = store
         self._observe = observe
+        self._observe_refused = observe_refused
         self._writer = uuid.uuid4().hex
         self._number = 0
         self._amounts: dict[tuple[str, str], int] = defaultdict(int)
@@ -166,10 +174,12 @@ class OutcomeCounts:
             self._number += 1
             self._sending = CountBatch(self._writer, self._number, dict(self._amounts))
             self._amounts.clear()
-        await self._store.add(self._sending)
+        refused = await self._store.add(self._sending)
         sent, self._sending = self._sending, None
+        if refused:
+            self._observe_refused(len(refused))
         for (name, field), amount in sent.amounts.items():
-            if name[0].isdigit() and not name.endswith(LEFT_OUT):
+            if name[0].isdigit() and not name.endswith(LEFT_OUT) and (name, field) not in refused:
                 label, _, measure = field.rpartition("|")
                 self._observe(name.partition(":")[2], label, measure, amount)
 

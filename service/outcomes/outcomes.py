@@ -61,6 +61,10 @@ class OutcomeObserver(Protocol):
         """Add to the counts by a dimension."""
         ...
 
+    def refused(self, amount: int) -> None:
+        """Count increments that the store refused."""
+        ...
+
 
 class Outcomes:
     """Answers that are kept, and the events that are attributed to them.
@@ -96,7 +100,7 @@ class Outcomes:
         self._counts_are_stored = False
         self._forgotten: OrderedDict[str, float] = OrderedDict()
         self._recording = asyncio.Lock()  # held while answers are being stored
-        self.counts = OutcomeCounts(store, observer.counted)
+        self.counts = OutcomeCounts(store, observer.counted, observer.refused)
 
     def samples(self, user_id: str | None, request_id: str) -> bool:
         """Whether answers to a user are kept; of answers without a user each is sampled by its request id."""

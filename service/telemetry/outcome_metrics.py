@@ -43,6 +43,11 @@ class OutcomeMetrics:
             ["by", "value"],
             registry=registry,
         )
+        self._refused = Counter(
+            "vlm2rec_outcome_counts_refused",
+            "Increments of counts that Redis refused, as the count is full or no number.",
+            registry=registry,
+        )
         self._values: dict[str, set[str]] = {}
         self._outcomes_of = cache(self._outcomes.labels)
         self._revenue_of = cache(self._revenue.labels)
@@ -54,6 +59,10 @@ class OutcomeMetrics:
     def event(self, result: str, amount: int = 1) -> None:
         """Count events: attributed, duplicate, unattributed, dropped or failed."""
         self._events.labels(result).inc(amount)
+
+    def refused(self, amount: int) -> None:
+        """Count increments that Redis refused, see `OutcomeStore.add`."""
+        self._refused.inc(amount)
 
     def counted(self, by: str, value: str, measure: str, amount: int) -> None:
         """Add to the counts by a dimension; values beyond the first 64 of a dimension are counted as other.

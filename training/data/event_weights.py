@@ -33,8 +33,30 @@ _LARGEST_WEIGHT: Final = 1e9
 """With these bounds no positive weight is 0 in float32 after the division by the mean."""
 DECIDING_COLUMNS: Final = ("type", "weight", "rating")
 """Columns of the interactions of which a file of rules may name one."""
+_TEXT_KINDS: Final = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 WeightBy = Literal["type", "weight", "rating"]
+
+
+def deciding_values(path: Path, column: pl.Series) -> pl.Series:
+    """The values of one of :data:`DECIDING_COLUMNS`.
+
+    Args:
+        path: of the file, for messages.
+        column: under its name.
+
+    Returns:
+        For ``type`` strings; for ``weight`` and ``rating`` float64, null where a value is no number.
+
+    Raises:
+        DatasetError: the column holds lists, objects, bytes, dates or times.
+    """
+    kind, is_type = column.dtype, column.name == "type"
+    if not (kind in _TEXT_KINDS or kind.is_numeric() or kind == pl.Boolean):
+        rule = "strings" if is_type else "numbers"
+        raise DatasetError(f"{path}: column {column.name!r} must hold {rule}, it holds {kind}; write it as such")
+    spelled = column.cast(pl.String) if is_type or kind in _TEXT_KINDS else column
+    return spelled if is_type else spelled.cast(pl.Float64, strict=False)
 
 
 @dataclass(frozen=True)
@@ -121,19 +143,20 @@ class EventRules:
             there are, by their meaning: ``negative``, ``impression``, ``ignore`` or ``below_threshold``.
 
         Raises:
-            DatasetError: the column is missing, a value is not finite, or a weight is outside the bounds.
+            DatasetError: the column is missing or of another kind, a value is not finite, or a weight is outside the
+                bounds.
         """
         if self.weight_by not in events.columns:
             raise DatasetError(
                 f"{path}: column {self.weight_by!r} is missing, which weight_by in {EVENTS_FILE} names; add it"
             )
-        column = events[self.weight_by]
+        column = deciding_values(path, events[self.weight_by])
         if self.weight_by == "type":
-            names = column.cast(pl.String).fill_null("").replace("", self.types.default_type)
+            names = column.fill_null("").replace("", self.types.default_type)
             meanings = pl.Series([self.types.meaning(name) for name in names.to_list()], dtype=pl.String)
             weights = pl.Series([self.types.weight(name) for name in names.to_list()], dtype=pl.Float64)
         else:
-            values = self._finite(path, events)
+            values = self._finite(path, events, column)
             least = self.rating_threshold if self.weight_by == "rating" else math.nextafter(0, 1)
             other = "below_threshold" if self.weight_by == "rating" else "negative"
             meanings = pl.Series([other] * len(values)).zip_with(values < least, pl.Series(["positive"] * len(values)))
@@ -142,8 +165,7 @@ class EventRules:
         others = dict(meanings.filter(~positive).value_counts().sort("").iter_rows()) if not positive.all() else {}
         return events.drop(self.weight_by).with_columns(weights.alias(WEIGHT)).filter(positive), others
 
-    def _finite(self, path: Path, events: pl.DataFrame) -> pl.Series:
-        values = events[self.weight_by].cast(pl.Float64, strict=False)
+    def _finite(self, path: Path, events: pl.DataFrame, values: pl.Series) -> pl.Series:
         self._refuse(path, events.filter(~values.is_finite().fill_null(value=False)), "must be a finite number")
         if self.weight_by == "weight":
             outside = (values > 0) & ~values.is_between(_LEAST_WEIGHT, _LARGEST_WEIGHT)

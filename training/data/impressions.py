@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from index.items.item_table import ITEM_ID
 from training.data.dataset import TIMESTAMP, USER_ID, Dataset, in_order, read_any_interactions, row_numbers
+from training.data.event_weights import deciding_values
 from training.data.timestamps import read_timestamps
 from training.errors import DatasetError
 
@@ -37,7 +38,7 @@ def read_impressions(dataset: Dataset) -> pl.DataFrame:
         )
     with dataset.naming():
         frame = read_any_interactions(source, (_TYPE,))
-    names = frame[_TYPE].cast(pl.String).fill_null("")
+    names = deciding_values(source, frame[_TYPE]).fill_null("")
     is_impression = pl.Series([types.meaning(name or types.default_type) == "impression" for name in names.to_list()])
     found = frame.filter(is_impression).select(USER_ID, ITEM_ID, TIMESTAMP)
     times = read_timestamps(found[TIMESTAMP]).microseconds.cast(pl.Int64)

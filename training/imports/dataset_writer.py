@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID
 from training.data.dataset import IMAGE, INTERACTIONS, ITEMS, TEXT, TIMESTAMP, TITLE, USER_ID, broken_ids
+from training.data.event_weights import DECIDING_COLUMNS, deciding_values
 from training.errors import DatasetError
 from training.imports.delimited import LINE
 from training.imports.import_record import ImportRecord
@@ -113,17 +114,17 @@ def _first_of_each(rows: pl.DataFrame, seen: set[str], file: str, record: Import
 def write_interactions(
     batches: Iterable[Batch], directory: Path, item_ids: set[str], time_rule: str, record: ImportRecord
 ) -> None:
-    """Write ``interactions.parquet`` with times as UTC datetimes.
+    """Write ``interactions.parquet`` with times as UTC datetimes, and the columns that may decide what events mean.
 
     Args:
-        batches: of the events.
+        batches: of the events; all have the same columns.
         directory: of the data set.
         item_ids: of the catalogue.
         time_rule: the rule for times, for the record.
-        record: counts skipped rows.
+        record: counts skipped rows, and weights and ratings that are no numbers.
 
     Raises:
-        DatasetError: no event is left.
+        DatasetError: no event is left, or ``type``, ``weight`` or ``rating`` is a column of another kind.
         OSError: the file cannot be written.
     """
     table = _TableFile(directory / f"{INTERACTIONS}.parquet")
@@ -144,12 +145,25 @@ def write_interactions(
         unknown = rows.filter(~known)[LINE].to_list()
         record.leave_out(batch.file, "the item is not in the catalogue", unknown)
         moment = pl.from_epoch(TIME, time_unit="us").dt.replace_time_zone("UTC").alias(TIMESTAMP)
-        rows = rows.filter(known).select(USER_ID, ITEM_ID, moment)
+        rows = rows.filter(known)
+        deciding = _deciding(rows, batch.file, record)
+        rows = rows.select(USER_ID, ITEM_ID, moment).with_columns(deciding)
         table.write(rows)
         record.interactions += rows.height
     if not record.interactions:
         raise DatasetError(_nothing_left("interaction", record))
     table.close()
+
+
+def _deciding(rows: pl.DataFrame, file: str, record: ImportRecord) -> list[pl.Series]:
+    """The columns of a batch of events that ``events.toml`` may name."""
+    columns = []
+    for name in (name for name in DECIDING_COLUMNS if name in rows.columns):
+        values = deciding_values(Path(file), rows[name])
+        no_number = rows.filter(values.is_null() & rows[name].is_not_null())
+        record.leave_empty(file, f"the {name} must be a number; left empty", no_number[LINE].to_list())
+        columns.append(values)
+    return columns
 
 
 def _nothing_left(what: str, record: ImportRecord) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from training.data.dataset import TIMESTAMP, read_any_interactions
+from training.data.event_weights import DECIDING_COLUMNS
 from training.data.tables.table_files import ROW
 from training.data.timestamps import TIME_RULE, read_timestamps
 from training.errors import DatasetError
@@ -88,7 +89,7 @@ def run_import(
 
 def _given(path: Path) -> list[Batch]:
     """Events of a file in the form of a data set; row n of a CSV file is in line n + 1."""
-    rows = read_any_interactions(path)
+    rows = read_any_interactions(path, DECIDING_COLUMNS)
     times = read_timestamps(rows[TIMESTAMP]).microseconds.alias(TIME)
     header = int(path.suffix.lower() == ".csv")
     line = (pl.col(ROW).cast(pl.Int64) + header).alias(LINE)

@@ -24,8 +24,8 @@ class Batch:
     Attributes:
         file: name of the file.
         rows: with ``LINE``. Items have ``item_id`` and any of ``title``, ``text``, ``image_url`` and ``SOURCE_IMAGE``
-            (strings), and metadata columns; interactions have ``user_id``, ``item_id`` (strings) and ``TIME``. All
-            batches of a format have the same columns and types.
+            (strings), and metadata columns; interactions have ``user_id``, ``item_id`` (strings) and ``TIME``, and may
+            have ``type``, ``weight`` and ``rating``. All batches of a format have the same columns and types.
     """
 
     file: str

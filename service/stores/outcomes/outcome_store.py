@@ -1,6 +1,6 @@
 """Defines the store of answers and outcomes as a Protocol, with its value objects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, NamedTuple, Protocol
@@ -139,8 +139,12 @@ class OutcomeStore(Protocol):
         """Delete the answers of an owner; an unknown owner is no error."""
         ...
 
-    async def add(self, batch: CountBatch) -> None:
-        """Add to counts; a batch that was added already changes nothing."""
+    async def add(self, batch: CountBatch) -> Collection[tuple[str, str]]:
+        """Add to counts; a batch that was added already changes nothing.
+
+        Returns:
+            Hash and field of each count that stays as it was: it would exceed 64 bits, or another program wrote it.
+        """
         ...
 
     async def counts(self, names: Sequence[str]) -> list[dict[str, int]]:

@@ -249,12 +249,13 @@ DESCRIPTION: Final = Script("return redis.call('HGET', KEYS[1], 'definition') or
 #
 # All or none: a batch that fails in the middle, because of a key of another type or a command that the user may not
 # run, is taken back, as it is sent again. A field whose count would exceed 64 bits, or that another program wrote,
-# stays as it is: no repetition could change it.
+# stays as it is: no repetition could change it. Returns the numbers of these increments, counted from 0, with spaces
+# between them; a batch that is sent again has the same reply.
 ADD: Final = Script("""
 if redis.call('HGET', KEYS[1], 'number') == ARGV[1] then
-    return 0
+    return redis.call('HGET', KEYS[1], 'refused') or ''
 end
-local last, added = 3 + 3 * tonumber(ARGV[3]), {}
+local last, added, refused = 3 + 3 * tonumber(ARGV[3]), {}, {}
 local function stays(failure)
     return string.find(failure, 'overflow', 1, true) or string.find(failure, 'not an integer', 1, true)
 end
@@ -263,14 +264,16 @@ local function add()
         local count = redis.pcall('HINCRBY', KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2])
         if type(count) ~= 'table' then
             added[#added + 1] = at
-        elseif not stays(count.err) then
+        elseif stays(count.err) then
+            refused[#refused + 1] = string.format('%d', (at - 4) / 3)
+        else
             error(count)
         end
     end
     for key = 2, #KEYS do
         redis.call('EXPIRE', KEYS[key], ARGV[last + key - 1])
     end
-    redis.call('HSET', KEYS[1], 'number', ARGV[1])
+    redis.call('HSET', KEYS[1], 'number', ARGV[1], 'refused', table.concat(refused, ' '))
     redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
 local whole, failure = pcall(add)
@@ -284,5 +287,5 @@ if not whole then
     end
     return redis.error_reply(type(failure) == 'table' and failure.err or failure)
 end
-return 1
+return table.concat(refused, ' ')
 """)

@@ -179,7 +179,7 @@ class RedisOutcomes:
             arguments: list[Part] = [owner, user_fingerprint(owner)]
             await self._pipeline.run(FORGET, self._bucket_keys[bucket_of(owner)], arguments, int)
 
-    async def add(self, batch: CountBatch) -> None:
+    async def add(self, batch: CountBatch) -> set[tuple[str, str]]:
         """Add to counts; see `OutcomeStore.add`."""
         names = list(dict.fromkeys(name for name, _ in batch.amounts))
         places = {name: place for place, name in enumerate(names, 2)}
@@ -187,7 +187,9 @@ class RedisOutcomes:
         arguments = [batch.number, KEPT_S, len(batch.amounts), *increments]
         keys = [self._counts_key(name) for name in (f"batches:{batch.writer}", *names)]
         with translated("count", OutcomesUnavailable, self._watch):
-            await self._pipeline.run(ADD, keys, [*arguments, *(KEPT_S for _ in names)], int)
+            refused = await self._pipeline.run(ADD, keys, [*arguments, *(KEPT_S for _ in names)], bytes)
+        fields = list(batch.amounts) if refused else []
+        return {fields[int(number)] for number in refused.split()}
 
     async def counts(self, names: Sequence[str]) -> list[dict[str, int]]:
         """Counts; see `OutcomeStore.counts`."""

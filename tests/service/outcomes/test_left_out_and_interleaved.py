@@ -1,6 +1,7 @@
 """What is not counted, by reason, and what interleaved answers count for."""
 
 import asyncio
+import threading
 from collections import Counter
 from typing import Any
 
@@ -61,6 +62,26 @@ def test_an_answer_that_leaves_early_belongs_to_the_hour_in_which_it_was_given()
 
     store, _ = run(check)
     assert store.stored["2:left_out"] == {"answers|evicted": 1}
+
+
+def test_what_the_store_refuses_is_counted_as_refused_alone() -> None:
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, seen: Seen) -> None:
+        outcomes.answered(sent())
+        while not seen.results["answer", "kept"]:
+            await asyncio.sleep(0)
+        (record,) = store.answers["anna"]
+        store.refused = {(f"{record.time // 3600}:strategy", "sequence|shown")}
+
+    _, seen = run(check)
+    assert seen.results["counts", "refused"] == 1
+    assert {measure for by, _, measure in seen.amounts if by == "strategy"} == {"answers"}
+    assert seen.amounts["position", "1", "shown"] == 1
+
+
+def test_no_thread_is_started() -> None:
+    before = threading.active_count()
+    run(lambda *_: asyncio.sleep(0))
+    assert threading.active_count() == before
 
 
 def interleaved(request: str = "r1") -> SentAnswer:

@@ -1,7 +1,6 @@
 """Answers and events through the outcomes: what is counted by which dimension, and what a dead Redis costs."""
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,6 +48,7 @@ class MemoryOutcomes:
         self.available = True
         self.loses_replies = False
         self.most = 20
+        self.refused: set[tuple[str, str]] = set()
         self.calls: list[int] = []
 
     def _check(self) -> None:
@@ -99,14 +99,15 @@ class MemoryOutcomes:
         self._check()
         self.answers.pop(owner, None)
 
-    async def add(self, batch: CountBatch) -> None:
+    async def add(self, batch: CountBatch) -> set[tuple[str, str]]:
         self._check()
         if self.batches.get(batch.writer) != batch.number:
             self.batches[batch.writer] = batch.number
             for (name, field), amount in batch.amounts.items():
-                self.stored.setdefault(name, Counter())[field] += amount
+                self.stored.setdefault(name, Counter())[field] += 0 if (name, field) in self.refused else amount
         if self.loses_replies:
             raise OutcomesUnavailable("the reply is lost")
+        return self.refused & batch.amounts.keys()
 
     async def counts(self, names: Sequence[str]) -> list[dict[str, int]]:
         self._check()
@@ -129,6 +130,9 @@ class Seen:
 
     def counted(self, by: str, value: str, measure: str, amount: int) -> None:
         self.amounts[by, value, measure] += amount
+
+    def refused(self, amount: int) -> None:
+        self.results["counts", "refused"] += amount
 
 
 def sent(user: str | None = "anna", request: str = "r1", *, arm: str = "", **changes: Any) -> SentAnswer:
@@ -392,9 +396,3 @@ def test_what_is_left_at_the_end_is_logged(monkeypatch: pytest.MonkeyPatch) -> N
     (call,) = log.calls
     assert (call.method_name, call.args) == ("warning", ("outcomes left out at the end",))
     assert call.kwargs == {"answers": 1, "events": 2, "counts_stored": False}
-
-
-def test_no_thread_is_started() -> None:
-    before = threading.active_count()
-    run(lambda *_: asyncio.sleep(0))
-    assert threading.active_count() == before

@@ -8,6 +8,7 @@ import polars as pl
 
 from index.items.item_table import ITEM_ID, POPULARITY
 from training.data.dataset import IMAGE, INTERACTIONS, ITEMS, TIMESTAMP, USER_ID
+from training.data.event_weights import DECIDING_COLUMNS
 from training.data.timestamps import TIME_RULE, read_timestamps
 from training.errors import DatasetError
 from training.imports.delimited import LINE, CsvFile, read_lines, split_fields
@@ -46,13 +47,14 @@ class Postgres:
             yield Batch(path.name, rows.rename({IMAGE: SOURCE_IMAGE}, strict=False))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """``user_id``, ``item_id``, ``timestamp``; numbers have one unit in the whole file."""
+        """``user_id``, ``item_id``, ``timestamp``, and what decides their meaning; times have one unit in the file."""
         del record
         path = _table(source, INTERACTIONS)
         read = []
         for rows in _rows(source, path):
             _require(path, rows, [USER_ID, ITEM_ID, TIMESTAMP])
-            read.append(rows.select(LINE, USER_ID, ITEM_ID, TIMESTAMP))
+            deciding = [name for name in DECIDING_COLUMNS if name in rows.columns]
+            read.append(rows.select(LINE, USER_ID, ITEM_ID, TIMESTAMP, *deciding))
         events = pl.concat(read)
         times = read_timestamps(events[TIMESTAMP]).microseconds.alias(TIME)
         yield Batch(path.name, events.drop(TIMESTAMP).with_columns(times))

@@ -196,3 +196,19 @@ def test_a_count_that_cannot_grow_stops_no_other_one(redis_url: str, prefix: str
             assert await outcomes.counts(["1:slot"]) == [{"text|clicks": 2}]
 
     asyncio.run(check())
+
+
+def test_refused_increments_are_named_also_to_a_batch_that_is_sent_again(redis_url: str, prefix: str) -> None:
+    amounts = {("1:slot", "text|shown"): 2, ("1:slot", "full|shown"): 1, ("2:slot", "foreign|shown"): 3}
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            assert await outcomes.add(CountBatch("w", 1, {("1:slot", "full|shown"): 2**63 - 1})) == set()
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset(f"{prefix}:{{outcomes}}:2:slot", "foreign|shown", "no number")
+            for _ in range(2):
+                assert await outcomes.add(CountBatch("w", 2, amounts)) == {*list(amounts)[1:]}
+            assert await outcomes.counts(["1:slot"]) == [{"text|shown": 2, "full|shown": 2**63 - 1}]
+            assert await outcomes.add(CountBatch("w", 3, {("1:slot", "text|shown"): 1})) == set()
+
+    asyncio.run(check())
