@@ -200,6 +200,7 @@ def _add_operator_routes(app: FastAPI, container: Container, audit: AuditLog) ->
             metrics_keys=container.keys.metrics,
             active_bundle=container.active_bundle,
             watcher=container.watcher,
+            files=container.loaded_bundles.files,
             check_ready=partial(check_all_ready, container),
             histories=container.histories,
             redis_faults=container.redis_faults,

@@ -12,6 +12,7 @@ ServiceError
 ├── BackupInterrupted       Redis did not answer a call of a backup or restore
 ├── BackupRefused           a backup cannot be made there, is damaged, or may not be restored there
 ├── OutcomesUnavailable     Redis did not answer a call about answers and their outcomes; see above
+├── FilesUnavailable        the file system of the registry did not answer in time
 ├── RatesUnavailable        Redis did not answer what callers of all replicas have used; see above
 ├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of those above
 ├── RetrieverUnavailable    the store of the items' vectors did not answer a search, or not in a usable way
@@ -120,6 +121,10 @@ class BackupRefused(ServiceError):
 
 class OutcomesUnavailable(ServiceError):
     """The store of answers and outcomes did not answer; whether a write arrived is unknown."""
+
+
+class FilesUnavailable(ServiceError):
+    """The file system of the registry did not answer in time."""
 
 
 class RatesUnavailable(ServiceError):

@@ -1,19 +1,24 @@
 """Answers the routes of the active bundle, health and metrics."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from index.bundle.bundle import Bundle
 from index.bundle.gate import licences_of
 from index.bundle.unused_modalities import REMEDY
 from service.access.auth import KeyRing
 from service.api import response_models
-from service.api.rendering import age_s, json_response, report_of
+from service.api.rendering import age_s, json_response, report_in
 from service.api.routing import NamedRoute, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.watcher import Watcher
+from service.errors import FilesUnavailable
+from service.runtime.file_calls import FileCalls
 from service.stores.protocols import HistoryStore
 from service.stores.redis_faults import RedisFaults
 from service.telemetry.metrics import CONTENT_TYPE
@@ -25,6 +30,8 @@ _OPERATIONS = (
     Operation("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
 )
 
+_REPORT_LIMIT_S: Final = 1.0
+
 
 class OperationsRoutes:
     """Handlers of the active bundle, health and metrics.
@@ -34,6 +41,7 @@ class OperationsRoutes:
         metrics_keys: of the metrics.
         active_bundle: the bundle that answers.
         watcher: swaps bundles.
+        files: reads the report of the bundle.
         check_ready: raises NotReady unless requests should be sent to this service.
         histories: the stored histories.
         redis_faults: the faults of Redis at the moment.
@@ -47,6 +55,7 @@ class OperationsRoutes:
         metrics_keys: KeyRing,
         active_bundle: ActiveBundle,
         watcher: Watcher,
+        files: FileCalls,
         check_ready: Callable[[], None],
         histories: HistoryStore,
         redis_faults: RedisFaults,
@@ -56,6 +65,7 @@ class OperationsRoutes:
         self._metrics_keys = metrics_keys
         self._active_bundle = active_bundle
         self._watcher = watcher
+        self._files = files
         self._check_ready = check_ready
         self._histories = histories
         self._redis_faults = redis_faults
@@ -80,10 +90,17 @@ class OperationsRoutes:
                 "warnings": [f"{unused}; {REMEDY}" for unused in bundle.manifest.unused_modalities],
                 "licences": list(licences_of(bundle.manifest.model)),
                 "manifest": bundle.manifest.model_dump(mode="json"),
-                "report": report_of(bundle),
+                "report": await self._report(bundle),
                 "swap": self._watcher.status(),
             }
         )
+
+    async def _report(self, bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
+        """The report of a bundle; None if it was pruned since, or its file system does not answer."""
+        try:
+            return await self._files.run(partial(report_in, bundle.path), patience_s=_REPORT_LIMIT_S)
+        except FilesUnavailable:
+            return None
 
     async def live(self, _request: Request) -> Response:
         """Whether the process is up."""

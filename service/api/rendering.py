@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +30,10 @@ def age_s(bundle: Bundle) -> float:
     return max((datetime.now(UTC) - bundle.manifest.created).total_seconds(), 0.0)
 
 
-def report_of(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
-    """The report in the bundle's directory; None if the directory was pruned since it was loaded."""
+def report_in(directory: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """The report in a bundle's directory; None if the directory was pruned since the bundle was loaded."""
     try:
-        return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
+        return orjson.loads((directory / REPORT_FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None
 

@@ -73,8 +73,7 @@ class ExperimentBundles:
             return None
         if not self._loaded.loader.is_here(absent[0]):
             return None
-        identity = await asyncio.to_thread(self._loaded.loader.identity, absent[0])
-        return None if self._loaded.is_refused(absent[0], identity) else absent[0]
+        return None if await self._loaded.is_refused(absent[0]) else absent[0]
 
     async def load(self, bundle_id: str) -> None:
         """Load a bundle beside the active one, in place of the bundle before it; what prevents it is logged."""

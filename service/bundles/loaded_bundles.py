@@ -2,13 +2,16 @@
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
+from typing import Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
+from index.bundle.mapped_files import MappedFiles
 from index.errors import BundleInvalid
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ComparedBundle, Comparison, ShadowBounds, ask_here
@@ -17,17 +20,22 @@ from service.bundles.metrics import BundleMetrics, MissingCounts
 from service.bundles.refusals import BundleRefusal, BundleRefusals
 from service.bundles.validation import BundleValidation, ValidBundle, prepare, validate
 from service.bundles.worker_bundles import BundleVerdict, WorkerBundles, verdict_on
-from service.errors import RETRIED, BundleRefused, NotReady
+from service.errors import RETRIED, BundleRefused, FilesUnavailable, NotReady
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
 from service.runtime.background_tasks import Background, run_in_loop
+from service.runtime.file_calls import FileCalls
 from service.runtime.malloc import collect
+
+_T = TypeVar("_T")
 
 _PREPARING_NICE = 10  # not the lowest: on a machine without a free core it would keep a rollback waiting for a minute
 _FEW_QUERIES = 20  # of a bundle that another worker has compared
 _RELEASE_POLL_S = 0.02
 _RELEASE_COLLECT_S = 1.0
 _RELEASE_LIMIT_S = 10.0
+_READ_LIMIT_S: Final = 10.0  # more than an object store takes to fail
+_CHECK_LIMIT_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +84,7 @@ class LoadedBundles:
         metrics: as given.
         log: as given.
         workers: as given.
+        files: the thread that reads the registry beside loading.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class LoadedBundles:
         self._validating = Background("bundle-validation", nice=0)
         self._preparing = Background("bundle-preparation", nice=_PREPARING_NICE)
         self._fetching = Background("bundle-fetching", nice=0)
+        self.files = FileCalls("registry-files")
         self._closed = False
         self._released: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()
@@ -126,21 +136,36 @@ class LoadedBundles:
         self._validating.close()
         self._preparing.close()
         self._fetching.close()
+        self.files.close()
+
+    async def read(self, call: Callable[[], _T]) -> _T:
+        """Run a call that reads the registry beside the event loop, and raise what it raises.
+
+        Raises:
+            BundleRefused: the file system of the registry does not answer.
+        """
+        try:
+            return await self.files.run(call, patience_s=_READ_LIMIT_S)
+        except FilesUnavailable as error:
+            raise BundleRefused("unavailable", f"{self.loader.location}: {error}") from error
 
     def is_active(self, bundle_id: str) -> bool:
         """Whether this bundle answers requests and is not known to be altered."""
         return self.active is not None and self.active.bundle.id == bundle_id and not self.active.altered
 
-    def in_memory(self, bundle_id: str) -> LoadedBundle | None:
+    async def in_memory(self, bundle_id: str) -> LoadedBundle | None:
         """The active or the previous bundle if it has this id and is not known to be altered."""
         if self.is_active(bundle_id):
             return self.active
         previous = self.previous
         if previous is None or previous.altered or previous.bundle.id != bundle_id:
             return None
-        if was_written(previous):
-            self.release(previous)  # loading it again verifies its hashes
+        if await self._was_written(previous.bundle.files):
+            if self.previous is previous:
+                self.release(previous)  # loading it again verifies its hashes
             return None
+        if self.previous is not previous:
+            return None  # it was released meanwhile
         previous.found_at, previous.comparison = monotonic(), None
         return previous
 
@@ -156,7 +181,7 @@ class LoadedBundles:
             BundleRefused: it may not be activated; remembered, counted and logged.
             NotReady: requests still use an earlier bundle, here or in another worker, so that there would be three.
         """
-        known = self.in_memory(bundle_id)
+        known = await self.in_memory(bundle_id)
         if known is not None:
             return known
         found_at = monotonic()
@@ -164,7 +189,7 @@ class LoadedBundles:
         try:
             if not self.loader.is_here(bundle_id):  # nothing in memory is freed for it before it is here
                 await self._fetching.run(partial(self.loader.fetch, bundle_id))
-            identity = await asyncio.to_thread(self.loader.identity, bundle_id)
+            identity = await self.read(partial(self.loader.identity, bundle_id))
             await self._check_searchable(bundle_id, identity)
             if self.previous is not None:
                 self.release(self.previous)
@@ -267,12 +292,31 @@ class LoadedBundles:
         if self.workers is not None and self.loading is None:
             self.workers.hold(self._held())
 
-    def is_refused(self, bundle_id: str, identity: Identity) -> bool:
-        """Whether exactly this publication of a bundle was refused, and no other worker has approved it since."""
-        if not self.refusals.contains(bundle_id, identity):
-            return False
-        known = None if self.workers is None else self.workers.verdict(self.workers.key_of(bundle_id))
+    async def is_refused(self, bundle_id: str) -> bool:
+        """Whether exactly this publication of a bundle was refused, and no other worker has approved it since.
+
+        True also where the file system of the registry does not answer, so that nothing can be loaded.
+        """
+        try:
+            identity = await self.files.run(partial(self.loader.identity, bundle_id), patience_s=_CHECK_LIMIT_S)
+            if not self.refusals.contains(bundle_id, identity):
+                return False
+            if self.workers is None:
+                return True
+            key = await self.files.run(partial(self.workers.key_of, bundle_id), patience_s=_CHECK_LIMIT_S)
+            known = self.workers.verdict(key)
+        except FilesUnavailable:
+            return True
         return known is None or known.reason is not None
+
+    async def _was_written(self, files: MappedFiles) -> bool:
+        """Whether a mapped file was written to since the last check, or became shorter; False: that is not known."""
+        try:
+            return await self.files.run(files.written, patience_s=_CHECK_LIMIT_S)
+        except BundleInvalid:
+            return True
+        except FilesUnavailable:
+            return False
 
     def _held(self) -> set[str]:
         """Ids of the bundles in memory, also of those that a request still uses."""
@@ -288,7 +332,7 @@ class LoadedBundles:
             return await self._load_and_validate(bundle_id, bounds, None), None
         await workers.make_room(bundle_id, self._held())
         async with workers.turn():
-            key = workers.key_of(bundle_id)
+            key = await self.read(partial(workers.key_of, bundle_id))
             known = workers.verdict(key)
             if known is not None and known.reason is not None:  # an operator may ask again; bounds may not apply now
                 asked_for = again or (known.reason == "bound" and bounds is None)
@@ -338,14 +382,6 @@ class LoadedBundles:
         if isinstance(verified, BundleRefused):
             return verified
         return await self._validating.run(partial(validate, bundle, validation, verified=verified))
-
-
-def was_written(loaded: LoadedBundle) -> bool:
-    """Whether a mapped file of a bundle was written to since the last check, or became shorter."""
-    try:
-        return loaded.bundle.files.written()
-    except BundleInvalid:
-        return True
 
 
 def _load(loader: BundleLoader, bundle_id: str, verified: bool) -> Bundle | BundleRefused:

@@ -6,19 +6,22 @@ requests go on. A bad bundle is refused and remembered, and the active one stays
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from index.errors import BundleInvalid, IndexingError, RegistryError
+from index.errors import IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
 from service.bundles.experiment_bundles import ExperimentBundles
-from service.bundles.loaded_bundles import LoadedBundle, LoadedBundles, was_written
+from service.bundles.loaded_bundles import LoadedBundle, LoadedBundles
 from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
+from service.bundles.poll_errors import PollErrors
 from service.bundles.refusals import BundleRefusal
+from service.bundles.registry_look import Look, RegistryLook
 from service.bundles.startup import Startup
 from service.bundles.worker_bundles import hash_in_full
-from service.errors import BundleRefused, NotReady, OperatorStateUnavailable
+from service.errors import BundleRefused, FilesUnavailable, NotReady, OperatorStateUnavailable
 from service.recommend.hidden_items import available_rows
 from service.runtime.background_tasks import Background
 
@@ -35,13 +38,7 @@ class Watcher:
         experiments: the bundles of the running experiment.
     """
 
-    def __init__(
-        self,
-        *,
-        loaded: LoadedBundles,
-        operator_state: OperatorState,
-        bounds: ShadowBounds,
-    ) -> None:
+    def __init__(self, *, loaded: LoadedBundles, operator_state: OperatorState, bounds: ShadowBounds) -> None:
         self._loaded = loaded
         self._loader = loaded.loader
         self._metrics = loaded.metrics
@@ -49,12 +46,13 @@ class Watcher:
         self._operator_state = operator_state
         self._bounds = bounds
         self._poll_s = loaded.loader.settings.poll_s
+        self._look = RegistryLook(loaded.loader, loaded.files)
         self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
         self.experiments = ExperimentBundles(loaded, operator_state, self._changing)
         self._operator_changes = 0
         self._desired: str | None = None
-        self._errors: dict[str, str | None] = {}
+        self._errors = PollErrors(loaded.metrics, loaded.log)
         self._polled_at = monotonic()
         self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +86,7 @@ class Watcher:
         self._stopped = True
         self._loaded.close()
         self._loader.close()
+        self._look.close()
         self._hashing.close()
         tasks = [*self._tasks, *([] if self._polling is None else [self._polling])]
         for task in tasks:
@@ -133,7 +132,7 @@ class Watcher:
         async with self._changing:
             await self._operator_state.sync()
             try:
-                current = await asyncio.to_thread(self._loader.current)
+                current = await self._loaded.read(self._loader.current)
             except RegistryError as error:
                 raise BundleRefused("missing", str(error)) from error
             if current is None:
@@ -174,7 +173,6 @@ class Watcher:
     async def _poll_forever(self) -> None:
         while not self._stopped:  # redis-py may swallow a cancellation that falls into the middle of a call
             try:
-                self._check_files()
                 await self._poll()
             except Exception as error:  # noqa: BLE001 - after any error of one poll the next one follows
                 self._metrics.failed("look")
@@ -185,31 +183,31 @@ class Watcher:
     async def _poll(self) -> None:
         await self._sync_operator_state()
         self._show_workers()
+        look = await self._take_look()
         operator_changes, pin = self._operator_changes, self._operator_state.pin
-        desired = pin or await self._registry_current()
-        if operator_changes != self._operator_changes:
+        if look is not None and look.asked_at != operator_changes:
             return  # an operator changed the bundle while the pointer was read, so the pointer's value is outdated
-        self._desired = desired
+        self._desired = desired = pin or (None if look is None else look.current)
         is_behind = desired is not None and not self._loaded.is_active(desired)
         self._metrics.desired(pin, behind=is_behind)
         waits = self.experiments.holds_back(desired)
         if self._changing.locked() or desired is None:
             return
         if waits or not is_behind:
-            missing = await self.experiments.missing()
+            missing = None if look is None else await self.experiments.missing()
             if missing is not None and not self._changing.locked():
                 self._spawn(self.experiments.load(missing))
             return
-        known = self._loaded.in_memory(desired)
+        known = await self._loaded.in_memory(desired)
+        if self._changing.locked() or operator_changes != self._operator_changes:
+            return
         if known is not None:
             self._activate(known)
+        if known is not None or look is None:
             return
         here = self._loader.is_here(desired)
-        self._report("download", self._loader.download_error)
-        if not here:
-            return
-        identity = await asyncio.to_thread(self._loader.identity, desired)
-        if not self._loaded.is_refused(desired, identity) and not self._changing.locked():
+        self._errors.report("download", self._loader.download_error)
+        if here and not await self._loaded.is_refused(desired) and not self._changing.locked():
             self._spawn(self._change_to(desired))
 
     def _show_workers(self) -> None:
@@ -226,22 +224,38 @@ class Watcher:
             except NotReady as error:
                 self._log.error("bundle not freed", detail=str(error))
 
-    def _check_files(self) -> None:
-        """Check the files of the bundles in memory; withdraw the active bundle at once if a file became shorter."""
-        active = self._loaded.active
-        if self._loaded.previous is not None and was_written(self._loaded.previous):
-            self._log.warning("files written to in place", bundle=self._loaded.previous.bundle.id)
-            self._loaded.release(self._loaded.previous)  # loading it again verifies its hashes
+    async def _take_look(self) -> Look | None:
+        """Look at the pointer, unless a bundle is pinned, and at the files in memory; None: they do not answer yet."""
+        held = (self._loaded.previous, self._loaded.active)
+        mapped = [loaded.bundle.files for loaded in held if loaded is not None and not loaded.truncated]
+        pointer = self._operator_state.pin is None
+        del held  # a reference would keep a bundle in memory
+        try:
+            look = await self._look.take(mapped, pointer=pointer, asked_at=self._operator_changes)
+        except FilesUnavailable as error:
+            self._errors.report("pointer", f"{self._loader.location}: {error}")
+            return None
+        self._errors.report("pointer", None if look.error is None else str(look.error))
+        if look.error is None:
+            self._errors.report("cache", self._loader.cache_error)
+        self._check_files(look)
+        return look
+
+    def _check_files(self, look: Look) -> None:
+        """Withdraw the active bundle at once if one of its files became shorter; hash what was written to."""
+        shorter = dict(look.shorter)
+        active, previous = self._loaded.active, self._loaded.previous
+        if previous is not None and (previous.bundle.files in shorter or previous.bundle.files in look.written):
+            self._log.warning("files written to in place", bundle=previous.bundle.id)
+            self._loaded.release(previous)  # loading it again verifies its hashes
         if active is None or active.truncated:
             return
-        try:
-            written = active.bundle.files.written()
-        except BundleInvalid as error:
+        error = shorter.get(active.bundle.files)
+        if error is not None:
             self._loaded.withdraw(active)
             self._log.error("file shorter than what is mapped", bundle=active.bundle.id, detail=str(error))
             self._spawn(self._replace(active, BundleRefused("altered", str(error))))
-            return
-        if written and not active.altered:
+        elif active.bundle.files in look.written and not active.altered:
             self._log.warning("files written to in place", bundle=active.bundle.id)
             active.verified = False
             self._spawn(self._verify(active))
@@ -251,30 +265,9 @@ class Watcher:
         try:
             await self._operator_state.sync()
         except OperatorStateUnavailable as error:
-            self._report("directives", str(error))
+            self._errors.report("directives", str(error))
         else:
-            self._report("directives", None)
-
-    async def _registry_current(self) -> str | None:
-        try:
-            current = await asyncio.to_thread(self._loader.polled_current)
-        except RegistryError as error:
-            self._report("pointer", str(error))
-            return None
-        self._report("pointer", None)
-        self._report("cache", self._loader.cache_error)
-        return current
-
-    def _report(self, what: str, error: str | None) -> None:
-        """Count every failure of a poll; log it only when it changes."""
-        if error is not None:
-            self._metrics.failed(what)
-        if self._errors.get(what) != error:
-            self._errors[what] = error
-            if error is not None:
-                self._log.error("watcher error", what=what, detail=error)
-            else:
-                self._log.info("watcher recovered", what=what)
+            self._errors.report("directives", None)
 
     async def _change_to(self, desired: str) -> None:
         """Load and activate the desired bundle, unless another one has become the desired one meanwhile."""
@@ -282,7 +275,7 @@ class Watcher:
             if self._desired != desired or self._loaded.is_active(desired):
                 return
             bounds = None if desired == self._operator_state.pin else self._bounds
-            step = self._step_to(desired)
+            step = await self._step_to(desired)
             try:
                 loaded = await self._loaded.obtain(step, bounds)
             except BundleRefused:
@@ -295,13 +288,13 @@ class Watcher:
             else:
                 self._loaded.release(loaded)
 
-    def _step_to(self, desired: str) -> str:
+    async def _step_to(self, desired: str) -> str:
         """The bundle to activate next: that of the other workers where they are ahead, else the desired one."""
         workers, active = self._loaded.workers, self._loaded.active
         if workers is None:
             return desired
         followed = workers.followed(None if active is None else active.bundle.id)
-        if followed is None or self._loaded.is_refused(followed, self._loader.identity(followed)):
+        if followed is None or await self._loaded.is_refused(followed):
             return desired
         return followed
 
@@ -318,19 +311,19 @@ class Watcher:
         earlier: list[str] | None = None
         message = ""
         try:
-            earlier = await asyncio.to_thread(self._loader.earlier, active)
-        except IndexingError as error:
+            earlier = await self._loaded.read(partial(self._loader.earlier, active))
+        except (IndexingError, BundleRefused) as error:
             message = str(error)
         # Only the id: a reference to the bundle would keep it in memory while another one is loaded.
         previous = None if self._loaded.previous is None else self._loaded.previous.bundle.id
-        if previous is not None and (self._loaded.active.altered or self._loader.precedes(previous, active, earlier)):
-            known = self._loaded.in_memory(previous)
+        if previous is not None and (self._loaded.active.altered or await self._precedes(previous, active, earlier)):
+            known = await self._loaded.in_memory(previous)
             if known is not None:
                 return known
         if earlier is None:
             raise BundleRefused("missing", message)
         for bundle_id in earlier:
-            identity = await asyncio.to_thread(self._loader.identity, bundle_id)
+            identity = await self._loaded.read(partial(self._loader.identity, bundle_id))
             if self._loaded.refusals.contains(bundle_id, identity):
                 continue
             try:
@@ -338,6 +331,11 @@ class Watcher:
             except BundleRefused:
                 continue  # already counted and logged
         raise BundleRefused("missing", f"{self._loader.location}: there is no good bundle before {active}; publish one")
+
+    async def _precedes(self, previous: str, active: str, earlier: list[str] | None) -> bool:
+        """As `BundleLoader.precedes`, beside the event loop."""
+        precedes = partial(self._loader.precedes, previous, active, earlier)
+        return precedes() if earlier is None else await self._loaded.read(precedes)  # None: it reads no file
 
     def _activate(self, loaded: LoadedBundle) -> bool:
         old = self._loaded.active

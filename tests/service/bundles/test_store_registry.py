@@ -154,7 +154,7 @@ def test_a_full_cache_stops_no_poll_and_is_logged_once(
 
     publish(0)
     with opened() as client:
-        log = client.app.state.watcher._log = Log()
+        log = client.app.state.watcher._errors._log = Log()
         with monkeypatch.context() as patched:
             patched.setattr(bundle_cache, "write_durably", full)
             second = publish(1)

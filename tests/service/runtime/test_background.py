@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -53,3 +54,23 @@ def test_a_call_runs_in_the_thread_of_the_loop() -> None:
             await asyncio.to_thread(run_in_loop, loop, lambda: 1 // 0)
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize(("call", "waits"), [("time.sleep(0.7)", True), ("time.sleep(300)", False)])
+def test_the_end_of_the_process_waits_for_a_running_call_but_not_for_ever(call: str, waits: bool) -> None:
+    script = f"""
+import asyncio, time
+from service.runtime import background_tasks
+background_tasks._END_LIMIT_S = 3.0
+def work():
+    {call}
+    print("worked", flush=True)
+async def main():
+    task = asyncio.create_task(background_tasks.Background("one", nice=0).run(work))
+    await asyncio.sleep(0.1)
+    task.cancel()
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == ("worked\n" if waits else "")
