@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import time
+from time import monotonic, time
 from typing import Final
 
 from service.bundles.loader import Identity
@@ -22,7 +22,8 @@ class BundleRefusal:
         identity: which publication of that id it was; a later one may be good.
         reason: one of a few words.
         message: what is wrong with it, with paths: for logs and for administrators.
-        at: seconds since 1970.
+        at: seconds since 1970, for administrators.
+        noted_at: seconds, monotonic: the clock may go back.
     """
 
     bundle: str
@@ -30,11 +31,12 @@ class BundleRefusal:
     reason: RefusalReason
     message: str
     at: float
+    noted_at: float
 
     @classmethod
     def of(cls, bundle_id: str, identity: Identity, error: BundleRefused) -> "BundleRefusal":
         """The refusal of a bundle now."""
-        return cls(bundle_id, identity, error.reason, str(error), time())
+        return cls(bundle_id, identity, error.reason, str(error), time(), monotonic())
 
 
 class BundleRefusals:
@@ -62,4 +64,4 @@ class BundleRefusals:
         refusal = self._by_id.get(bundle_id)
         if refusal is None or refusal.identity != identity:
             return False
-        return refusal.reason not in RETRIED or time() - refusal.at < RETRY_S
+        return refusal.reason not in RETRIED or monotonic() - refusal.noted_at < RETRY_S

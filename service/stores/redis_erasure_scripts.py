@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.stores.redis_pipeline import Script
+from service.stores.redis_pipeline import ALSO_WHEN_FULL, Script
 
 NEEDS_KEY: Final = -1
 """Result of `ERASE`, which then has deleted nothing, if events are exported and the key of erasures is another one."""
@@ -42,7 +42,9 @@ end
 # its id in the list. The record of merges stays: the sessions that it names are to be erased too.
 #
 # The erasure covers every exported event, every entry of the user, and what arrived until now.
-ERASE: Final = Script("""
+ERASE: Final = Script(
+    ALSO_WHEN_FULL
+    + """
 local bucket = string.sub(KEYS[1], 1, -7)
 local known = redis.call('HMGET', bucket .. 'export', 'key', 'exported', 'erasing')
 if known[1] then
@@ -76,7 +78,8 @@ if #ids > 0 then
     redis.call('LTRIM', KEYS[4], #ids, -1)
 end
 return #ids
-""")
+"""
+)
 
 # KEYS: the user that a session was merged into. ARGV: user. Frees the session, unless it became another user's since.
 FREE_SESSION: Final = Script("""

@@ -21,7 +21,7 @@ from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
 from service.stores.protocols import OTHER_EXPERIMENT, Changes, Edition
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
-from service.stores.redis_pipeline import Script
+from service.stores.redis_pipeline import ALSO_WHEN_FULL, Script
 from service.stores.redis_renewal import Renewal
 
 _PAGE: Final = 1000
@@ -37,7 +37,8 @@ local behind = ARGV[1] ~= '' and (epoch == '' or (epoch == ARGV[1] and number < 
 """
 
 _CHANGE: Final = Script(
-    _BEHIND
+    ALSO_WHEN_FULL
+    + _BEHIND
     + """
 if behind then
     return 0
@@ -91,11 +92,21 @@ return 1
 )
 
 
-_LOG: Final = Script("""
+_LOG: Final = Script(
+    ALSO_WHEN_FULL
+    + """
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 return 1
-""")
+"""
+)
+
+_ANNOUNCE: Final = Script(
+    ALSO_WHEN_FULL
+    + """
+return redis.call('HSET', KEYS[1], 'erasure', ARGV[1])
+"""
+)
 
 
 class RedisOperatorState:
@@ -163,7 +174,7 @@ class RedisOperatorState:
     async def announce_erasure(self) -> None:
         """Announce an erasure; see `OperatorStateStore.announce_erasure`."""
         with translated("erasure", OperatorStateUnavailable, self._watch):
-            await self._pipeline.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
+            await self._pipeline.run(_ANNOUNCE, self._keys[:1], [uuid.uuid4().hex], int)
 
     async def log_change(self, entry: str) -> None:
         """Add to the audit log; see `OperatorStateStore.log_change`."""

@@ -81,6 +81,13 @@ class Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+ALSO_WHEN_FULL: Final = "redis.call('PERSIST', KEYS[1])\n"
+"""Begin of a script whose first key never expires. It runs also where Redis is out of memory: Redis refuses commands
+that take memory only until the first write of a script, and this one changes nothing and takes none.
+
+For what frees memory or is urgent, and takes little itself."""
+
+
 class RedisPipeline:
     """A pipeline for calls of one kind, such as all reads, so that its failures do not affect other kinds.
 

@@ -124,11 +124,13 @@ return 1
 """)
 
 # KEYS: user of the session, fenced tokens of its bucket. ARGV: user, token, seconds to live. Returns 1 if the session
-# is the user's; else 0, and no attempt with this token can claim it any more.
+# is the user's; else 0, and no attempt with this token can claim it any more. `HDEL` comes first so that Redis does not
+# refuse the rest where it is out of memory, see `ALSO_WHEN_FULL`.
 FENCE: Final = Script("""
 if redis.call('HGET', KEYS[1], 'user') == ARGV[1] then
     return 1
 end
+redis.call('HDEL', KEYS[2], ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[2], '')
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 0

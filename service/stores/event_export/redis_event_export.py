@@ -22,7 +22,7 @@ from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
 from service.stores.history_keys import BUCKETS, erasures_key, export_key, stream_key
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
-from service.stores.redis_pipeline import Script
+from service.stores.redis_pipeline import ALSO_WHEN_FULL, Script
 
 _PAGE: Final = 1000
 _OTHER: Final = b"other"
@@ -32,7 +32,9 @@ _OTHER: Final = b"other"
 #
 # A stream that lost its data must not give out ids again that were exported: an entry with the last one is added and
 # deleted, which fails where the stream has gone further. A failover may have lost the end of the stream and no more.
-_ATTACH: Final = Script("""
+_ATTACH: Final = Script(
+    ALSO_WHEN_FULL
+    + """
 local directory = redis.call('HGET', KEYS[1], 'directory')
 if directory and directory ~= ARGV[1] then
     return 'other'
@@ -45,18 +47,30 @@ if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', ''
     redis.call('XDEL', KEYS[2], ARGV[3])
 end
 return redis.call('HGET', KEYS[1], 'exported')
-""")
+"""
+)
 
 # KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns nothing;
 # if the key is another one than this exporter knows, its directory and last exported id, empty where it has none.
-_MARK: Final = Script("""
+_MARK: Final = Script(
+    ALSO_WHEN_FULL
+    + """
 local known = redis.call('HMGET', KEYS[1], 'directory', 'exported')
 if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then
     return {known[1] or '', known[2] or ''}
 end
 redis.call('HSET', KEYS[1], 'exported', ARGV[3])
 return {}
-""")
+"""
+)
+
+# KEYS: export of the first bucket.
+_DETACH: Final = Script(
+    ALSO_WHEN_FULL
+    + """
+return redis.call('HSET', KEYS[1], 'detached', '1')
+"""
+)
 
 # KEYS: export, stream. ARGV: most entries. Removes exported entries, each with its id in the list of its user; returns
 # how many.
@@ -77,7 +91,9 @@ return #entries
 
 # KEYS: export, erasures. ARGV: hash and id of each erasure that is in the directory now. One that a later erasure
 # replaced stays. Returns how many are left.
-_ERASURES_WRITTEN: Final = Script("""
+_ERASURES_WRITTEN: Final = Script(
+    ALSO_WHEN_FULL
+    + """
 for at = 1, #ARGV, 2 do
     if redis.call('HGET', KEYS[2], ARGV[at]) == ARGV[at + 1] then
         redis.call('HDEL', KEYS[2], ARGV[at])
@@ -91,7 +107,8 @@ else
     redis.call('HSET', KEYS[1], 'erasing', string.format('%.0f', tonumber(time[1]) * 1000))
 end
 return left
-""")
+"""
+)
 
 
 class Waiting(NamedTuple):
@@ -168,7 +185,7 @@ class RedisEventExport:
         """
         with self._translated("detach"):
             left = await asyncio.gather(*[self._pipeline.call("HLEN", self._keys(b)[2], kind=int) for b in _ALL])
-            await self._pipeline.call("HSET", self._keys(0)[0], _DETACHED, "1", kind=int)
+            await self._pipeline.run(_DETACH, self._keys(0)[:1], [], int)
             await asyncio.gather(
                 *[self._pipeline.call("UNLINK", *self._keys(b)[:3:2], kind=int) for b in _ALL if b],
                 self._pipeline.call("UNLINK", self._keys(0)[2], kind=int),

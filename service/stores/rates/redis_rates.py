@@ -1,7 +1,7 @@
 """Stores the token buckets of all replicas in Redis.
 
 Keys: ``<prefix>:rate:<digest of the caller>``, a hash with ``full``, the microseconds since 1970 by the clock of Redis
-at which the bucket is full again. A key expires when its bucket is full.
+at which the bucket is full again, and ``at``, those of the last change. A key expires when its bucket is full.
 """
 
 import asyncio
@@ -16,15 +16,17 @@ from service.stores.redis_client import UNWATCHED, RedisWatch, translated
 from service.stores.redis_pipeline import Script
 from service.stores.redis_renewal import Renewal
 
-# KEYS: the bucket. ARGV: microseconds to add. Returns the microseconds until the bucket is full.
+# KEYS: the bucket. ARGV: microseconds to add. Returns the microseconds until the bucket is full. Where the clock is
+# before the last change, as after a failover to another server, no time has passed: nobody waits for it to be back.
 _ADD: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local full = tonumber(redis.call('HGET', KEYS[1], 'full')) or now
-full = math.max(full, now) + ARGV[1]
-redis.call('HSET', KEYS[1], 'full', string.format('%.0f', full))
-redis.call('EXPIRE', KEYS[1], math.ceil((full - now) / 1000000) + 1)
-return full - now
+local stored = redis.call('HMGET', KEYS[1], 'full', 'at')
+local full, at = tonumber(stored[1]) or now, tonumber(stored[2]) or now
+local ahead = math.max(full - math.max(now, at), 0) + ARGV[1]
+redis.call('HSET', KEYS[1], 'full', string.format('%.0f', now + ahead), 'at', string.format('%.0f', now))
+redis.call('EXPIRE', KEYS[1], math.ceil(ahead / 1000000) + 1)
+return ahead
 """)
 _MICROSECONDS: Final = 1_000_000
 _MOST_SECONDS: Final = 86_400.0  # a bucket that is full later than that is cut, so that no number overflows

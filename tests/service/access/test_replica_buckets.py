@@ -170,6 +170,43 @@ def test_redis_adds_up_and_forgets_a_full_bucket(redis_url: str, prefix: str) ->
     assert not any(b"10.0.0.1" in key for key in kept)
 
 
+def test_nobody_waits_for_a_clock_of_redis_that_went_back(redis_url: str, prefix: str) -> None:
+    """As after a failover to a server whose clock is behind; to go back is to find entries of a time to come."""
+
+    async def added() -> tuple[float, float, float]:
+        rates = RedisRates(connection(redis_url, prefix=prefix, timeout_s=5.0))
+        try:
+            (before,) = await rates.add([Charge("anna", 10.0)])
+            hour = 3600 * 1_000_000
+            with redis.Redis.from_url(redis_url) as client:
+                (key,) = client.scan_iter(f"{prefix}:*", count=10_000)
+                for field in client.hkeys(key):
+                    client.hincrby(key, field.decode(), hour)
+            (behind,) = await rates.add([Charge("anna", 10.0)])
+            (later,) = await rates.add([Charge("anna", 10.0)])
+        finally:
+            await rates.close()
+        return before, behind, later
+
+    assert asyncio.run(added()) == pytest.approx((10.0, 20.0, 30.0), abs=1.0)
+
+
+def test_a_bucket_of_an_earlier_version_is_known(redis_url: str, prefix: str) -> None:
+    async def added() -> float:
+        rates = RedisRates(connection(redis_url, prefix=prefix, timeout_s=5.0))
+        try:
+            await rates.add([Charge("anna", 10.0)])
+            with redis.Redis.from_url(redis_url) as client:
+                (key,) = client.scan_iter(f"{prefix}:*", count=10_000)
+                client.hdel(key, "at")
+            (ahead,) = await rates.add([Charge("anna", 10.0)])
+        finally:
+            await rates.close()
+        return ahead
+
+    assert asyncio.run(added()) == pytest.approx(20.0, abs=1.0)
+
+
 def test_two_services_share_the_limit_of_a_key(redis_url: str, prefix: str, open_client: OpenClient) -> None:
     with ExitStack() as services:
         one, two = (

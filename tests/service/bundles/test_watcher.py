@@ -160,6 +160,22 @@ def test_a_bundle_that_could_not_be_loaded_for_lack_of_resources_is_tried_again(
         eventually(lambda: serving(client) == shop.ids[1])
 
 
+def test_a_clock_that_goes_back_delays_no_further_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = (1, 2)
+    moved = {"time": 1_800_000_000.0, "monotonic": 100.0}
+    monkeypatch.setattr(refusals, "time", lambda: moved["time"])
+    monkeypatch.setattr(refusals, "monotonic", lambda: moved["monotonic"])
+    refused = BundleRefusals()
+    error = BundleRefused("resources", "no file is free")
+    refused.add(BundleRefusal.of("one", published, error))
+    assert [one.at for one in refused] == [1_800_000_000.0]
+    moved["time"] -= 3600
+    moved["monotonic"] += refusals.RETRY_S - 0.1
+    assert refused.contains("one", published)
+    moved["monotonic"] += 0.2
+    assert not refused.contains("one", published)
+
+
 def test_a_lack_of_resources_is_found_behind_a_translated_error() -> None:
     def translated(error: Exception) -> BundleInvalid:
         outer = BundleInvalid("not readable")
