@@ -12,6 +12,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from service.export.exporter import Exported
+    from service.settings.load import Settings
     from service.stores.event_export.redis_event_export import RedisEventExport
 
 app = typer.Typer(no_args_is_help=True)
@@ -68,7 +69,7 @@ def export(
     """
     from index.event_export.directory import ExportDirectory
     from service.errors import SettingsError
-    from service.export.exporter import Exporter
+    from service.export.exporter import Exporter, most_waiting
     from service.export.kafka_exporter import KafkaExporter
     from service.export.kafka_topic import KafkaTopic, TopicWriter, is_kafka_url
     from service.settings.secret_files import read_properties
@@ -78,7 +79,7 @@ def export(
             await exporter.attach()
             _say(await exporter.export())
             return
-        await _follow(exporter, rows_per_file, max_age_s)
+        await _follow(exporter, most_waiting(rows_per_file, _settings(redis).histories.stream_cap), max_age_s)
 
     if is_kafka_url(to):
         config = {} if kafka_config is None else read_properties(kafka_config, "--kafka-config")
@@ -131,14 +132,12 @@ def detach(redis: RedisOption = None) -> None:
 
 def _run(redis: str | None, work: "Callable[[RedisEventExport], Awaitable[None]]") -> None:
     """Do work on the streams of the Redis that the options and settings name."""
-    from service.settings.load import load_settings
     from service.stores.event_export.redis_event_export import RedisEventExport
 
-    # An exporter needs no registry, which a service must name.
-    settings = load_settings({"registry": "."}, redis_url=redis).redis
+    settings = _settings(redis)
 
     async def whole() -> None:
-        events = RedisEventExport(settings)
+        events = RedisEventExport(settings.redis)
         try:
             await work(events)
         finally:
@@ -147,7 +146,14 @@ def _run(redis: str | None, work: "Callable[[RedisEventExport], Awaitable[None]]
     asyncio.run(whole())
 
 
-async def _follow(exporter: _AnyExporter, rows_per_file: int, max_age_s: float) -> None:
+def _settings(redis: str | None) -> "Settings":
+    """The settings of the service, but for the registry, which an exporter does not need."""
+    from service.settings.load import load_settings
+
+    return load_settings({"registry": "."}, redis_url=redis)
+
+
+async def _follow(exporter: _AnyExporter, min_events: int, max_age_s: float) -> None:
     """Export what is due every few seconds until a signal; after a failure of Redis, S3 or Kafka attach again."""
     from index.errors import ExportUnavailable
     from service.errors import EventsUnavailable, KafkaUnavailable
@@ -159,7 +165,7 @@ async def _follow(exporter: _AnyExporter, rows_per_file: int, max_age_s: float) 
                 if not attached:
                     await exporter.attach()
                     attached = True
-                done = await exporter.export(min_events=rows_per_file, max_age_s=max_age_s)
+                done = await exporter.export(min_events=min_events, max_age_s=max_age_s)
             except (EventsUnavailable, ExportUnavailable, KafkaUnavailable) as error:
                 _warn(f"waiting: {error}")
                 attached, pause_s = False, min(2 * pause_s or 0.5, _LONGEST_PAUSE_S)
@@ -203,6 +209,6 @@ def _say(done: "Exported") -> None:
     if done.lost:
         _err.print(
             f"warning: {done.lost:,} events were cut at the cap before they were exported; raise VLM2REC_STREAM_CAP, "
-            "or export more often",
+            "of the service and here, or export more often",
             style="yellow",
         )

@@ -22,7 +22,7 @@ from service.stores.event_export.redis_event_export import (
     Waiting,
     lost_record,
 )
-from service.stores.history_keys import BUCKETS
+from service.stores.history_keys import BUCKETS, bucket_cap
 
 DETACH_HINT: Final = "`vlm2rec events detach` lets another directory begin"
 
@@ -54,6 +54,19 @@ class Exported:
             self.merges + other.merges,
             max(self.lost, other.lost),
         )
+
+
+def most_waiting(rows_per_file: int, stream_cap: int) -> int:
+    """Events of a bucket from which it is exported before they are old.
+
+    That is a full file, or a quarter of the events after which the service cuts the oldest ones of a bucket, exported
+    or not, so that three quarters are left for what arrives meanwhile.
+
+    Args:
+        rows_per_file: most events of a file.
+        stream_cap: events that the service keeps in all buckets (`VLM2REC_STREAM_CAP`).
+    """
+    return max(1, min(rows_per_file, bucket_cap(stream_cap) // 4))
 
 
 def due_buckets(waiting: Sequence[Waiting], *, min_events: int, max_age_s: float) -> list[int]:

@@ -76,6 +76,54 @@ def test_rows_cut_before_their_export_are_a_warning(shop: Shop) -> None:
     assert done.stderr.startswith("warning: 3 events were cut at the cap before they were exported; raise VLM2REC_")
 
 
+def test_follow_exports_a_bucket_before_it_is_cut(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+    import threading
+    import time
+
+    import redis
+
+    from cli.online import events as command
+    from service.stores.history_keys import bucket_of, stream_key
+
+    monkeypatch.setattr(command, "_POLL_S", 0.02)
+    monkeypatch.setenv("VLM2REC_STREAM_CAP", str(64 * 40))
+    stream = stream_key(shop.prefix, bucket_of("anna"))
+    left: list[int] = []
+
+    def arrive() -> None:
+        try:
+            for first in range(0, 60, 12):  # a quarter of the bucket's cap is 10; the default is a file of 50,000
+
+                async def append(store: object, first: int = first) -> None:
+                    some = [Event("anna", str(number), 1.0) for number in range(first, first + 12)]
+                    await store.append(some)  # type: ignore[attr-defined]
+
+                shop.run(append, stream_cap=64 * 40)
+                until = time.monotonic() + 20
+                with redis.Redis.from_url(shop.url) as client:
+                    while client.xlen(stream) and time.monotonic() < until:
+                        time.sleep(0.01)
+                    left.append(client.xlen(stream))
+                if left[-1]:
+                    return
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=arrive)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # the thread may end before the command listens
+    try:
+        thread.start()
+        done = events("export", "--to", str(shop.root), "--follow")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    assert left == [0] * 5, "events wait until they are ten minutes old"
+    assert "warning" not in done.stderr
+    assert [row["item_id"] for row in shop.rows()] == [str(number) for number in range(60)]
+
+
 def test_follow_waits_for_redis_and_ends_after_a_signal(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

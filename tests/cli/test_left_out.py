@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -9,8 +10,10 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.offline.left_out import print_left_out
+from index.bundle.event_types import EventTypes
 from tests.support.mean_encoder import export_mean_encoder
 from training.data.dataset import Dataset, load_dataset
+from training.data.event_weights import EventRules
 
 ITEMS = 12
 RECIPE = """
@@ -107,3 +110,15 @@ def test_many_copies_are_counted(
         assert printed.startswith(f"{said} interactions have the user, item and second of an earlier one")
         assert len(printed.splitlines()) == 1
     assert dataset.interactions.height == 12 * times + extra  # all are used
+
+
+def test_types_that_the_table_lacks_are_counted_and_named() -> None:
+    rules = EventRules("type", EventTypes.of(None, None))
+    unknown = {"hide": 1200, **{f"t{number}": 1 for number in range(6)}}
+    table = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [1]})
+    console = Console(record=True, width=1000)
+    print_left_out(Dataset(Path(), pl.DataFrame(), table, rules=rules, unknown_types=unknown), console)
+    assert console.export_text() == (
+        "1,206 events are of types that the table lacks, so they count as 'view': 1,200 'hide', 1 't0', 1 't1', "
+        "1 't2', 1 't3' and 2 more types; add them under [events.types] in events.toml, as in the settings of the service\n"
+    )

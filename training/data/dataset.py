@@ -8,7 +8,9 @@ Reading is strict; ``vlm2rec data check`` lists every defect at once.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -39,7 +41,22 @@ _CONTROL = "[\u0001-\u001f\u007f-\u009f\\x00]"
 _SLICE_ROWS = 16_384
 CALENDAR_RULE = "must hold dates of the years 1 to 9999"
 CALENDAR_REMEDY = "write another date, or leave the cell empty (databases write infinity as such a date)"
+_MOST_UNKNOWN_TYPES = 20
 _SEE_ALL = "`vlm2rec data check` lists every such row"
+
+
+class WeighedInteractions(NamedTuple):
+    """The positive events of a file.
+
+    Attributes:
+        events: ``user_id``, ``item_id``, ``timestamp`` (int64 seconds), and ``weight`` if they do not weigh the same.
+        left_out: how many others there are, by their meaning.
+        unknown_types: how many events have a type that the table lacks, by its name.
+    """
+
+    events: pl.DataFrame
+    left_out: Mapping[str, int]
+    unknown_types: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,8 @@ class Dataset:
         rules: what ``events.toml`` says of the events; None: all are positive and weigh the same. Otherwise
             ``interactions`` has ``weight`` too (float64, above 0), unless all weigh the same.
         left_out: interactions left out because they are not positive, by their meaning.
+        unknown_types: events whose type the table of ``rules`` lacks, which count as the default type, by its name,
+            most frequent first.
         source: the file of the interactions.
         place: where the data set lies; None: in ``directory``.
     """
@@ -67,6 +86,7 @@ class Dataset:
     orphans: int = 0
     rules: EventRules | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unknown_types: Mapping[str, int] = field(default_factory=dict)
     source: Path | None = None
     place: DataPlace | None = None
 
@@ -78,6 +98,10 @@ class Dataset:
     def event_types(self) -> EventTypes | None:
         """The table of types that weighed the interactions; None: types had no part in it."""
         return self.rules.types if self.rules is not None and self.rules.weight_by == "type" else None
+
+    def most_frequent_unknown_types(self) -> dict[str, int]:
+        """The first of ``unknown_types``, at most twenty: clients choose the names, so there may be any number."""
+        return dict(islice(self.unknown_types.items(), _MOST_UNKNOWN_TYPES))
 
     def item_ids(self) -> list[str]:
         """Item ids in file order."""
@@ -157,7 +181,7 @@ def _load(place: DataPlace, interactions: Path | None, rules: EventRules | None)
     items = read_items(find_table(directory, ITEMS, ITEM_SUFFIXES))
     path = interactions or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
     rules = EventRules.read(directory) if rules is None else rules
-    events, left_out = read_weighed_interactions(path, rules)
+    events, left_out, unknown_types = read_weighed_interactions(path, rules)
     known = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
     if known.is_empty():
         remedy = likeness(events[ITEM_ID], items[ITEM_ID]) or "use one set of ids"
@@ -165,7 +189,8 @@ def _load(place: DataPlace, interactions: Path | None, rules: EventRules | None)
             f"{path}: none of {events.height:,} interactions names an item of the catalogue "
             f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); {remedy}"
         )
-    return Dataset(directory, items, known, events.height - known.height, rules, left_out, path, place)
+    orphans = events.height - known.height
+    return Dataset(directory, items, known, orphans, rules, left_out, unknown_types, path, place)
 
 
 def read_items(path: Path) -> pl.DataFrame:
@@ -202,24 +227,23 @@ def read_interactions(path: Path) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read, has no rows, or a value breaks a rule.
     """
-    return read_weighed_interactions(path, None)[0]
+    return read_weighed_interactions(path, None).events
 
 
-def read_weighed_interactions(path: Path, rules: EventRules | None) -> tuple[pl.DataFrame, Mapping[str, int]]:
+def read_weighed_interactions(path: Path, rules: EventRules | None) -> WeighedInteractions:
     """Read the positive events of a file of interactions, see :func:`read_interactions`.
 
     Args:
         path: a ``.csv`` or ``.parquet`` file.
         rules: which events are positive, and how much each weighs; None: all, and the same.
 
-    Returns:
-        The events, with ``weight`` if they do not weigh the same; and how many others there are, by their meaning.
-
     Raises:
         DatasetError: the file cannot be read, has no positive event, or a value breaks a rule.
     """
-    frame, left_out = read_any_interactions(path, () if rules is None else (rules.weight_by,)), dict[str, int]()
+    frame = read_any_interactions(path, () if rules is None else (rules.weight_by,))
+    left_out, unknown_types = dict[str, int](), dict[str, int]()
     if rules is not None:
+        unknown_types = rules.unknown_types(path, frame)
         frame, left_out = rules.apply(path, frame)
         if frame[WEIGHT].n_unique() <= 1:
             frame = frame.drop(WEIGHT)
@@ -242,7 +266,7 @@ def read_weighed_interactions(path: Path, rules: EventRules | None) -> tuple[pl.
             f"{path}: column 'timestamp' {rule}, got {bad[TIMESTAMP][0]!r} in {rows_named(bad[ROW])}; {_SEE_ALL}"
         )
     ordered = in_order(frame.drop(ROW).with_columns(read.microseconds.alias(TIMESTAMP)))
-    return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000), left_out
+    return WeighedInteractions(ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000), left_out, unknown_types)
 
 
 def read_any_interactions(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:

@@ -165,6 +165,24 @@ class EventRules:
         others = dict(meanings.filter(~positive).value_counts().sort("").iter_rows()) if not positive.all() else {}
         return events.drop(self.weight_by).with_columns(weights.alias(WEIGHT)).filter(positive), others
 
+    def unknown_types(self, path: Path, events: pl.DataFrame) -> dict[str, int]:
+        """How many events have a type that the table lacks, by its name, most frequent first.
+
+        They count as the default type, as in the service. Where another column than the type decides there are none.
+
+        Args:
+            path: of the file, for messages.
+            events: with the column that decides.
+
+        Raises:
+            DatasetError: the column is of another kind.
+        """
+        if self.weight_by != "type":
+            return {}
+        names = deciding_values(path, events[self.weight_by])
+        others = names.filter(names.is_not_null() & ~names.is_in(["", *self.types.types]))
+        return dict(others.value_counts().sort(["count", self.weight_by], descending=[True, False]).iter_rows())
+
     def _finite(self, path: Path, events: pl.DataFrame, values: pl.Series) -> pl.Series:
         self._refuse(path, events.filter(~values.is_finite().fill_null(value=False)), "must be a finite number")
         if self.weight_by == "weight":

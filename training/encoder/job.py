@@ -248,6 +248,7 @@ def _write(
     record: dict[str, Any] = {"format": _FORMAT_VERSION, "config": config.model_dump(mode="json")}
     if dataset.rules is not None:
         record |= {"weight_by": dataset.rules.weight_by, "left_out": dict(dataset.left_out)}
+        record["unknown_types"] = dataset.most_frequent_unknown_types()
     if dataset.event_types is not None:
         record["event_types"] = dataset.event_types.model_dump(mode="json")
     record |= write_encoder(directory, dataset, embeddings, model, counts, config, thumbnails, imputation)

@@ -160,3 +160,24 @@ def test_exported_events_are_weighed_as_the_file_says_but_by_no_column_that_they
     assert own.types.weight("rent") == 4
     with pytest.raises(DatasetError, match="weight_by must be type for exported events, which have no weight"):
         EventRules.of_exported_events(write('weight_by = "weight"\n'))
+
+
+def test_types_that_the_table_lacks_are_counted_most_frequent_first(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,text\na,x\nb,y\n")
+    kinds = ["Hide", "view", "", "hide", "hide", "dislike", "zoom", "Hide", "hide"]
+    rows = [f"u{number},a,{number + 1},{kind}" for number, kind in enumerate(kinds)]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *rows]) + "\n")
+    dataset = load_dataset(tmp_path, rules=EventRules.of_exported_events(tmp_path))
+    assert list(dataset.unknown_types.items()) == [("hide", 3), ("Hide", 2), ("zoom", 1)]
+    assert dataset.interactions.height == 8, "they count as the default type"
+    known = EventRules("type", EventTypes.of({"hide": -5, "Hide": -5, "zoom": "ignore"}, None))
+    assert load_dataset(tmp_path, rules=known).unknown_types == {}
+    many = Dataset(tmp_path, dataset.items, dataset.interactions, unknown_types={f"t{n:03}": 1 for n in range(100)})
+    assert list(many.most_frequent_unknown_types()) == [f"t{number:03}" for number in range(20)]
+
+
+def test_no_type_is_unknown_where_another_column_decides(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,text\na,x\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,type,weight\nu,a,1,hide,2\n")
+    (tmp_path / "events.toml").write_text('weight_by = "weight"\n')
+    assert load_dataset(tmp_path).unknown_types == {}
