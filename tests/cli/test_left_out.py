@@ -120,5 +120,6 @@ def test_types_that_the_table_lacks_are_counted_and_named() -> None:
     print_left_out(Dataset(Path(), pl.DataFrame(), table, rules=rules, unknown_types=unknown), console)
     assert console.export_text() == (
         "1,206 events are of types that the table lacks, so they count as 'view': 1,200 'hide', 1 't0', 1 't1', "
-        "1 't2', 1 't3' and 2 more types; add them under [events.types] in events.toml, as in the settings of the service\n"
+        "1 't2', 1 't3' and 2 more types; add them under [events.types] in events.toml, "
+        "as in the settings of the service\n"
     )
