@@ -112,7 +112,7 @@ bench-connections: $(VENV)/.installed
 bench-method: $(VENV)/.installed
 	$(BIN)/python -m bench.method.method $(BENCH_ARGS)
 
-# A simulated shop whose truth is known: types, attribution, an experiment and 200 A/A tests; at most ten minutes. Goes on
+# A simulated shop whose truth is known: types, attribution, an experiment and 200 A/A tests; some ten minutes. Goes on
 # where it ended.
 bench-shop: $(VENV)/.installed
 	$(BIN)/python -m bench.load.simulated_shop $(BENCH_ARGS)
