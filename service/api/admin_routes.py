@@ -12,7 +12,7 @@ from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response
-from service.api.request_body import has_body, read_json, shown, validate
+from service.api.request_body import read_json, read_optional_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations, admit, item_id_of
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState
@@ -138,8 +138,7 @@ class AdminRoutes:
     async def roll_back(self, request: Request) -> Response:
         """Pin the bundle before, or a named one, for all replicas."""
         admit(request, self._keys)
-        body = await read_json(request) if has_body(request) else {}
-        bundle = validate(request_models.RollbackRequest, body).bundle
+        bundle = validate(request_models.RollbackRequest, await read_optional_json(request)).bundle
         await self._audit.note(request, "roll back", bundle)
         return self._swapped(await self._watcher.roll_back(bundle))
 

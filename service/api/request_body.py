@@ -13,6 +13,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
 from service.errors import (
     BodyTooLarge,
@@ -80,10 +81,28 @@ async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
         raise MalformedBody(f"the body must be JSON; {error}, received {_shown_bytes(body)}") from None
 
 
-def has_body(request: Request) -> bool:
-    """Whether a request declares a body, for routes that need none."""
-    length = request.headers.get("content-length", "0")
-    return "transfer-encoding" in request.headers or length.strip() not in {"", "0"}
+async def read_optional_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
+    """The JSON value in the body of a request to a route that needs none; ``{}`` if the body is empty or missing.
+
+    An empty body needs no content type. Whether one in chunks is empty shows as it arrives.
+
+    Raises:
+        ServiceError: as for :func:`read_json`, where there is a body.
+    """
+    length = request.headers.get("content-length", "0").strip()
+    if "transfer-encoding" not in request.headers and not length.strip("0"):
+        return {}
+    first, more = await _next_part(request)
+    while more and not first:
+        first, more = await _next_part(request)
+    if not first and not context_of(request.scope).late:
+        return {}
+    parts = [{"type": "http.request", "body": first, "more_body": more}]
+
+    async def receive() -> Message:
+        return parts.pop() if parts else await request.receive()
+
+    return await read_json(Request(request.scope, receive))
 
 
 def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSON value

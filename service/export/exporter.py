@@ -8,7 +8,6 @@ files did not count.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import time
 from typing import Final
 
 from index.event_export.directory import ExportDirectory
@@ -22,6 +21,7 @@ from service.stores.event_export.redis_event_export import (
     Waiting,
     lost_record,
 )
+from service.stores.event_export.waiting_ages import WaitingAges
 from service.stores.history_keys import BUCKETS, bucket_cap
 
 DETACH_HINT: Final = "`vlm2rec events detach` lets another directory begin"
@@ -69,19 +69,19 @@ def most_waiting(rows_per_file: int, stream_cap: int) -> int:
     return max(1, min(rows_per_file, bucket_cap(stream_cap) // 4))
 
 
-def due_buckets(waiting: Sequence[Waiting], *, min_events: int, max_age_s: float) -> list[int]:
+def due_buckets(waiting: Sequence[Waiting], ages: WaitingAges, *, min_events: int, max_age_s: float) -> list[int]:
     """The buckets that are to be exported now.
 
     Args:
         waiting: what is not exported, for each bucket.
+        ages: of what waits, since the export began.
         min_events: events of a bucket from which it is exported.
         max_age_s: seconds after its arrival when an event is exported, however few there are.
     """
-    oldest = time() * 1000 - max_age_s * 1000
     return [
         bucket
-        for bucket, part in enumerate(waiting)
-        if part.oldest and (part.events >= min_events or StreamId.parse(part.oldest).milliseconds <= oldest)
+        for bucket, (part, age) in enumerate(zip(waiting, ages.seconds(waiting), strict=True))
+        if age is not None and (part.events >= min_events or age >= max_age_s)
     ]
 
 
@@ -122,6 +122,7 @@ class Exporter:
         self._directory = directory
         self._rows_per_file = rows_per_file
         self._positions: list[StreamId] = []
+        self._ages = WaitingAges()
         self._full: set[int] = set()  # buckets that may have more entries than the last round took
 
     async def attach(self) -> None:
@@ -175,7 +176,7 @@ class Exporter:
             DiskError: the directory cannot be written; nothing is lost.
         """
         waiting = await known_waiting(self._events, self._positions, str(self._directory.root))
-        due = due_buckets(waiting, min_events=min_events, max_age_s=max_age_s)
+        due = due_buckets(waiting, self._ages, min_events=min_events, max_age_s=max_age_s)
         done = Exported(lost=sum(part.lost for part in waiting))
         if not due and any(part.erasing is not None for part in waiting):
             return done.plus(await self._round([]))

@@ -18,6 +18,7 @@ from service.errors import ExportRefused
 from service.export.exporter import DETACH_HINT, Exported, due_buckets, known_waiting
 from service.export.kafka_topic import Record, TopicWriter
 from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport
+from service.stores.event_export.waiting_ages import WaitingAges
 from service.stores.history_keys import BUCKETS
 
 BUCKET_HEADER: Final = "bucket"
@@ -39,6 +40,7 @@ class KafkaExporter:
         self._writer = writer
         self._records_per_write = records_per_write
         self._positions: list[str] = []
+        self._ages = WaitingAges()
         self._id = f"kafka:{writer.target.topic}"  # without the brokers, whose addresses may change
 
     async def attach(self) -> None:
@@ -76,7 +78,7 @@ class KafkaExporter:
         # Erasures first: the events that one covers are in the topic already, or are deleted.
         if any(part.erasing is not None for part in waiting):
             done = done.plus(Exported(erasures=await self._export_erasures()))
-        for bucket in due_buckets(waiting, min_events=min_events, max_age_s=max_age_s):
+        for bucket in due_buckets(waiting, self._ages, min_events=min_events, max_age_s=max_age_s):
             done = done.plus(await self._export_bucket(bucket))
         return done
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.errors import EventsUnavailable
 from service.stores.event_export.redis_event_export import RedisEventExport, Waiting
+from service.stores.event_export.waiting_ages import WaitingAges
 
 INTERVAL_S: Final = 10.0
 
@@ -35,6 +36,7 @@ class ExportMetrics:
             "Events, and merges of sessions, that are not exported; NaN without an exporter.",
             registry=registry,
         )
+        self._ages = WaitingAges()
         self._oldest.set(nan)
         self._waiting.set(nan)
 
@@ -52,10 +54,9 @@ class ExportMetrics:
             self._oldest.set(nan)
             self._waiting.set(nan)
             return
-        arrived = [int(part.oldest.partition("-")[0]) for part in parts if part.oldest is not None]
-        erased = [part.erasing for part in parts if part.erasing is not None]
-        began = min([*arrived, *erased], default=None)
-        self._oldest.set(0.0 if began is None else max(0.0, time() - began / 1000))
+        ages = [age for age in self._ages.seconds(parts) if age is not None]
+        ages += [time() - part.erasing / 1000 for part in parts if part.erasing is not None]
+        self._oldest.set(max([0.0, *ages]))
         self._waiting.set(sum(part.events for part in parts))
 
 

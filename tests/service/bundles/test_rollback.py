@@ -107,6 +107,22 @@ def test_going_back_goes_on_to_the_first_bundle(open_shop: Any, shop: Shop) -> N
         assert serving(client) == swap_of(client)["pin"] == shop.ids[0]
 
 
+@pytest.mark.parametrize("parts", [[], [b""], [b'{"bun', b'dle": null}'], [b" ", b"null"]])
+def test_an_empty_body_in_chunks_is_none(open_shop: Any, shop: Shop, parts: list[bytes]) -> None:
+    with open_shop() as client:
+        advance(shop, client)
+        headers = AS_ADMIN if not any(parts) else AS_ADMIN | {"content-type": "application/json"}
+        answer = client.post("/bundle/rollback", headers=headers, content=iter(parts))
+        assert answer.request.headers["transfer-encoding"] == "chunked"
+        if parts[-1:] == [b"null"]:
+            assert answer.json()["errors"] == [{"field": "body", "received": "null", "rule": "must be an object"}]
+        else:
+            assert (answer.status_code, answer.json()["bundle"]) == (200, shop.ids[0])
+        assert client.post("/bundle/rollback", headers=AS_ADMIN, content=iter([b"{}"])).status_code == 415
+        without = client.post("/bundle/rollback", headers=AS_ADMIN | {"content-length": "00"})
+        assert without.status_code in (200, 409)
+
+
 def test_going_back_goes_by_the_order_of_publication(open_shop: Any, shop: Shop) -> None:
     """The third was published first, by a wrong clock; an operator left the second before the fourth came."""
     first, second, third, fourth = shop.ids

@@ -6,6 +6,7 @@ from time import time
 
 import pytest
 
+from service.stores.event_export import waiting_ages
 from service.stores.event_export.redis_event_export import Waiting
 from service.telemetry import export_metrics
 from service.telemetry.metrics import Metrics
@@ -33,6 +34,14 @@ def test_the_oldest_of_events_and_erasures_counts() -> None:
     assert shown(metrics) == (pytest.approx(90, abs=1), 0.0)
     metrics.export.waiting(None)
     assert all(map(math.isnan, shown(metrics)))
+
+
+def test_events_with_ids_of_the_future_are_as_old_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    for seen, number in ((5000.0, 1), (5030.0, 2)):  # the oldest is another one, as the stream is full
+        monkeypatch.setattr(waiting_ages, "monotonic", lambda seen=seen: seen)
+        metrics.export.waiting([Waiting(5, f"{(time() + 3600) * 1000:.0f}-{number}", None, 0, "9-9")])
+    assert shown(metrics) == (30.0, 5.0)
 
 
 def test_the_service_shows_what_waits_and_what_is_lost(
