@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from cli.capacity.estimate import Demand, Figure
 
+_MOST = 10**15  # far above any shop; larger whole numbers are no floats
+
 _out = Console(highlight=False, soft_wrap=True)
 
 
@@ -47,8 +49,8 @@ def plan(
     ] = 64.0,
     redis_gib: Annotated[float, typer.Option(min=0.5, help="Memory of a Redis node.")] = 32.0,
     milvus_gib: Annotated[float, typer.Option(min=1, help="Memory of a query node of Milvus.")] = 128.0,
-    stream_events: Annotated[int, typer.Option(min=1, help="Kept in the event stream.")] = 1_000_000,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps, of 32 windows each.")] = 3_000,
+    stream_events: Annotated[int, typer.Option(min=1, max=_MOST, help="Kept in the event stream.")] = 1_000_000,
+    steps: Annotated[int, typer.Option(min=1, max=_MOST, help="Training steps, of 32 windows each.")] = 3_000,
     coefficients: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file that replaces some of the coefficients.")
     ] = None,

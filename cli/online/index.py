@@ -167,7 +167,7 @@ def verify(
     ] = None,
 ) -> None:
     """Hash every file of a bundle, or of all published ones, and open it once."""
-    from index.errors import BundleInvalid
+    from index.errors import BundleInvalid, BundleNotFound
 
     if (bundle is None) == (registry is None):
         raise typer.BadParameter("give a bundle or --registry, exactly one of them")
@@ -176,7 +176,12 @@ def verify(
     for name, load in checked.items():
         try:
             _out.print(f"{name}: whole, {len(load())} items", markup=False)
-        except BundleInvalid as error:
+        except (BundleInvalid, BundleNotFound) as error:
+            if registry is not None and name not in _loaders(None, registry):
+                _out.print(f"{name}: was deleted meanwhile", markup=False)
+                continue
+            if isinstance(error, BundleNotFound):
+                raise
             damaged += 1
             _err.print(f"{error}", markup=False, style="red")
     if not checked:

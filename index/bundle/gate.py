@@ -6,6 +6,7 @@ alone`` …). A figure that was not measured misses its bound.
 """
 
 import math
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -108,7 +109,7 @@ class Bounds:
             if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 <= limit <= highest:
                 allowed = "at least 0" if math.isinf(highest) else f"0 … {highest:g}"
                 raise IndexSpecError(f"bound {name} must be a number, {allowed}, got {limit!r}")
-            if math.isinf(limit):
+            if limit > sys.float_info.max:  # also a whole number that no float holds
                 raise IndexSpecError(f"bound {name} must be finite; write {_NONE!r} for no bound")
 
     def limits(self, *, evaluated: bool) -> dict[str, float]:

@@ -30,11 +30,14 @@ def make_read_only(paths: Iterable[Path]) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a directory with its content, even if directories in it lack write permission.
+    """Remove a directory with its content, even if directories in it lack write permission; of a link only the link.
 
     Raises:
         OSError: it cannot be removed, as when a directory without write permission belongs to another user.
     """
+    if directory.is_symlink():
+        directory.unlink()
+        return
     allow_removal(directory)
     shutil.rmtree(directory)
 
@@ -42,9 +45,13 @@ def remove_directory(directory: Path) -> None:
 def allow_removal(directory: Path) -> None:
     """Restore the owner's write permission of a directory and its subdirectories; files stay read-only.
 
+    A link can be removed whatever its target permits, so nothing is changed there.
+
     Raises:
         PermissionError: a directory without write permission belongs to another user.
     """
+    if directory.is_symlink():
+        return
     _restore(directory)
     for parent, names, _ in os.walk(directory):
         for name in names:

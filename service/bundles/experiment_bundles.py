@@ -71,7 +71,7 @@ class ExperimentBundles:
         absent = self._absent()
         if active is None or len(absent) != 1 or len(self.named | {active.bundle.id}) > _MOST_BUNDLES:
             return None
-        if not self._loaded.loader.is_here(absent[0]):
+        if not await self._loaded.is_here(absent[0]):
             return None
         return None if await self._loaded.is_refused(absent[0]) else absent[0]
 

@@ -153,6 +153,13 @@ class LoadedBundles:
         """Whether this bundle answers requests and is not known to be altered."""
         return self.active is not None and self.active.bundle.id == bundle_id and not self.active.altered
 
+    async def is_here(self, bundle_id: str) -> bool:
+        """As `BundleLoader.is_here`; False also where the disk of the copies does not answer."""
+        try:
+            return await self.files.run(partial(self.loader.is_here, bundle_id), patience_s=_CHECK_LIMIT_S)
+        except FilesUnavailable:
+            return False
+
     async def in_memory(self, bundle_id: str) -> LoadedBundle | None:
         """The active or the previous bundle if it has this id and is not known to be altered."""
         if self.is_active(bundle_id):
@@ -187,7 +194,7 @@ class LoadedBundles:
         found_at = monotonic()
         self.loading = bundle_id
         try:
-            if not self.loader.is_here(bundle_id):  # nothing in memory is freed for it before it is here
+            if not await self.is_here(bundle_id):  # nothing in memory is freed for it before it is here
                 await self._fetching.run(partial(self.loader.fetch, bundle_id))
             identity = await self.read(partial(self.loader.identity, bundle_id))
             await self._check_searchable(bundle_id, identity)

@@ -205,7 +205,7 @@ class Watcher:
             self._activate(known)
         if known is not None or look is None:
             return
-        here = self._loader.is_here(desired)
+        here = await self._loaded.is_here(desired)
         self._errors.report("download", self._loader.download_error)
         if here and not await self._loaded.is_refused(desired) and not self._changing.locked():
             self._spawn(self._change_to(desired))

@@ -95,6 +95,23 @@ def test_workers_raise_the_rate_as_far_as_there_are_cores(cores: int, workers: i
     assert (times.cores, times.threads) == ((cores, cores) if factor == 1 else (2, 2))
 
 
+@pytest.mark.parametrize("option", ["--stream-events", "--steps"])
+def test_a_count_beyond_all_floats_is_refused(option: str) -> None:
+    arguments = ["plan", "--items", "1M", "--users", "1M", "--rps", "10", option, "9" * 400]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "1000000000000000" in result.output
+
+
+@pytest.mark.parametrize(("text", "rule"), [("a = " + "[" * 100_000, "recursion"), ("\ufeffalone = 1", "alone")])
+def test_coefficients_that_nest_deeply_or_begin_with_a_mark_are_one_clear_line(
+    text: str, rule: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.toml").write_text(text, "utf-8")
+    with pytest.raises(CapacityError, match=rule):
+        Coefficients.read(tmp_path / "own.toml")
+
+
 def test_more_workers_than_cores_are_refused() -> None:
     with pytest.raises(CapacityError, match="--workers must be at most --cores, got 4 on 2"):
         estimate(replace(SMALL, cores=2, workers=4), KNOWN)

@@ -103,6 +103,7 @@ def test_bad_options_are_named(option, rule):
         ("missing = 0.1", "bound missing must be set by slot, like missing.image, got 0.1"),
         ("[missing]\nimage = true", "bound missing.image must be a number"),
         ("[missing.image]\nx = 1", "bound missing.image must be a number"),
+        (f"latency_p99_ms = {'9' * 400}", "bound latency_p99_ms must be finite"),
         ("recall = ", "Invalid value"),
         (b"\xff", "utf-8"),
         ("a = " + "[" * 5000, "recursion"),

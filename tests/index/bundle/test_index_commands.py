@@ -208,6 +208,23 @@ def test_verify_exits_with_1_for_a_damaged_bundle(copied):
     assert "vectors.npy: has 0 bytes" in result.stderr
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_verify_goes_on_where_a_bundle_is_deleted_meanwhile(registry, bundles, monkeypatch, begun):
+    for bundle in bundles:
+        registry.publish(bundle)
+    load, first = Registry.load_verified, bundles[0].name
+
+    def loading(self, bundle_id):
+        path = self.path(bundle_id)
+        registry.prune(2)
+        return Bundle.load(path, verify="full") if begun and bundle_id == first else load(self, bundle_id)
+
+    monkeypatch.setattr(Registry, "load_verified", loading)
+    lines = call("verify", "--registry", registry.root).output.splitlines()
+    assert lines[0] == f"{registry.root}/{first}: was deleted meanwhile"
+    assert lines[1:] == [f"{registry.root}/{bundle.name}: whole, 40 items" for bundle in bundles[1:]]
+
+
 def test_verify_takes_exactly_one_target(tmp_path, built):
     call("verify", code=2)
     call("verify", built, "--registry", tmp_path, code=2)

@@ -144,3 +144,21 @@ def test_read_only_leftovers_of_a_killed_writer_are_removed(registry, bundles):
         directory.chmod(0o555)
     registry.publish(bundles[1])
     assert not aside.exists()
+
+
+def test_of_a_linked_bundle_the_link_is_removed_and_the_target_stays(registry, bundles, tmp_path):
+    """It ended with half of the pruning done, and no later writer could remove what was left."""
+    for bundle in bundles:
+        registry.publish(bundle)
+    linked, elsewhere = registry.root / bundles[0].name, tmp_path / "elsewhere"
+    shutil.move(linked, elsewhere)
+    linked.symlink_to(elsewhere)
+    elsewhere.chmod(0o555)
+    assert registry.prune(1) == [bundles[0].name]
+    assert not linked.is_symlink()
+    assert Bundle.load(elsewhere).id == bundles[0].name
+    assert elsewhere.stat().st_mode & 0o777 == 0o555
+    (registry.root / ".aside-left").symlink_to(elsewhere)  # what an earlier version left
+    registry.publish(bundles[0])
+    assert not (registry.root / ".aside-left").is_symlink()
+    assert Bundle.load(elsewhere).id == bundles[0].name
