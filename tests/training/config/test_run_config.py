@@ -197,6 +197,17 @@ def test_a_run_directory_without_a_configuration_is_the_tiny_preset(tmp_path: Pa
     assert load_run_config(tmp_path) == load_config()
 
 
+@pytest.mark.parametrize(
+    "key", ["train.steps", "train.validate_every", "loss.wpcl_weight", "vlm.scratch.layers", "vlm.heads.length",
+            "embed.batch_items", "encoder.epochs", "encoder.dropout", "encoder.cold_items"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(ConfigError, match=rf"{key}: .*must be a number, got {value.capitalize()}"):
+        load_config(written(tmp_path, f"[{section}]\n{name} = {value}\n"))
+
+
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"
 SECTIONS = {
     "vlm": VlmConfig,
