@@ -95,6 +95,6 @@ class Coefficients(Mapping[str, Coefficient]):
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CapacityError(f"{file}: the coefficients cannot be read: {error}") from error

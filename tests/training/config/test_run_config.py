@@ -130,6 +130,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         ("# “tiny” model\n".encode("cp1252"), r"must be UTF-8, line 1 is not: it is likely Windows-1252"),
         (b"\x1f\x8b\x08", r"this is gzip-compressed"),
         (b"a = " + b"[" * 5000, r"must be TOML"),
+        (b"[train]\nsteps = 1" + b"0" * 5000, r"must be TOML"),
     ],
 )
 def test_a_file_of_another_kind_is_named_with_a_remedy(tmp_path: Path, content: bytes, words: str) -> None:
