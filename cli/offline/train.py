@@ -113,7 +113,7 @@ def train(
 def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, resume: bool) -> None:
     """Train in a locked run directory and write configuration and report."""
     from training.config.run_config import CONFIG_FILE, to_toml
-    from training.finetune.trainer import UNREADABLE_FILE
+    from training.finetune.unreadable_pictures import UNREADABLE_FILE
 
     if not (run / CONFIG_FILE).is_file():
         replace_text(run / CONFIG_FILE, to_toml(chosen))

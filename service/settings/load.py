@@ -226,8 +226,8 @@ def _file() -> dict[str, Any]:
     if not Path(file).is_file():
         raise SettingsError(f"{FILE_VARIABLE} must name a TOML file, got {file!r}")
     try:
-        values = tomllib.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = tomllib.loads(Path(file).read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"the settings cannot be read: {error}") from error
     events = values.pop("events", {})
     if not isinstance(events, dict):

@@ -132,6 +132,8 @@ def test_the_registry_must_be_set() -> None:
         ("colour = 1", "colour is not a setting"),
         ("[server]\nport = 1", "server is not a setting"),
         ("port = [", "cannot be read"),
+        ("port = " + "[" * 5_000, "cannot be read"),
+        ("\ufeffport = true", "port: must be an integer"),
         ("port = true", "port: must be an integer, in the digits 0 to 9, got True"),
         ("rate_limit = true", "rate_limit: must be a number"),
         ('port = "8_000"', "port: must be an integer"),

@@ -2,16 +2,17 @@
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.config.types import Count
+from training.config.vlm_config import Section
 
 LARGE_CATALOGUE: Final = 250_000
 """Items above which ``list_neighbours = "auto"`` takes the smaller number."""
 _NEIGHBOURS, _NEIGHBOURS_OF_LARGE = 50, 20
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Section):
     """How the slots and the sequence encoder are trained (docs/method.md, "From VLM vectors to an online encoder").
 
     Attributes:
@@ -63,8 +64,6 @@ class EncoderConfig(BaseModel):
         precision: dtype of the stored vectors.
         seed: of initialisation, order and dropout.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     slots: tuple[Literal["text", "image", "behaviour"], ...] = ("text", "image", "behaviour")
     text_dim: int = Field(default=64, ge=1, le=1024)

@@ -255,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}; check --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: a configuration {encoding_fault(path)}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise ConfigError(f"{path}: a configuration must be TOML in UTF-8: {error}") from error
 
 

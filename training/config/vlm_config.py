@@ -2,15 +2,23 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from training.config.types import Count
 
 
 class Section(BaseModel):
-    """A section of a configuration; unknown keys are refused."""
+    """A section of a configuration; unknown keys are refused, and ``true`` is not the number 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        numbers = {int, float}
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation in numbers:
+            raise ValueError("must be a number")
+        return value
 
 
 class ScratchConfig(Section):

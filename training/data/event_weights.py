@@ -13,6 +13,7 @@ table of types that the service uses too::
 """
 
 import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class EventRules:
         if not path.exists():
             return None
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(f"{path}: cannot be read ({error}); see docs/events.md") from error
         try:
             return cls._of(found)
@@ -122,7 +123,7 @@ class EventRules:
         weight_by, threshold = found.get("weight_by"), found.get("rating_threshold")
         if weight_by not in DECIDING_COLUMNS:
             raise ValueError(f"weight_by must be one of {', '.join(DECIDING_COLUMNS)}, got {weight_by!r:.80}")
-        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        is_number = _is_finite(threshold)
         if (weight_by == "rating") != (threshold is not None) or (threshold is not None and not is_number):
             raise ValueError(
                 "rating_threshold must be a finite number where weight_by is rating, else missing, "
@@ -198,3 +199,10 @@ class EventRules:
                 f"{path}: column {self.weight_by!r} {rule}, got {bad[self.weight_by][0]!r} in "
                 f"{rows_named(bad[ROW])}{remedy}"
             )
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold; a whole number of TOML may be larger."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max

@@ -21,10 +21,17 @@ MAX_PIXELS = 100_000_000
 MAX_RATIO = 200
 """Longer or narrower pictures are refused, because image processors of the Qwen-VL family refuse them."""
 
+MAX_SCANS = 100
+"""A JPEG of more scans is refused before decoding, as libtiff does: the shortest takes the time of all pixels."""
+
 _LEAST_SIDE = 64
 _REASON_CHARACTERS = 200
 _PILLOW = r"PIL\."
-_OTHER_PROGRAMS = {"EPS", "WMF"}  # decoded by Ghostscript or by Windows, which runs what a file says
+# EPS and WMF are decoded by Ghostscript or by Windows, which runs what a file says; IPTC records may hold either.
+_OTHER_PROGRAMS = {"EPS", "WMF", "IPTC"}
+_JPEG, _TEXTURE = {"JPEG", "MPO"}, "BLP"
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_SCAN, _END, _BARE = 0xDA, 0xD9, {0x01, 0xD8, *range(0xD0, 0xD8)}  # markers; the bare ones have no length
 _TRANSPARENT = "transparency"
 _ALWAYS_READ_ALIKE = {"RGB", "RGBA", "L", "LA"}
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # of 255, between one level and the next
@@ -47,8 +54,8 @@ def open_picture(path: PictureFile, pixels: int) -> Image.Image:
         pixels: most pixels that the caller needs; a picture of more than 16 times as many is shrunk.
 
     Raises:
-        PictureError: the file cannot be decoded, has more than 100 megapixels, or one side is more than 200 times as
-            long as the other.
+        PictureError: the file cannot be decoded, has more than 100 megapixels or scans, or one side is more than 200
+            times as long as the other.
         DatasetError: the object store with the picture does not answer.
     """
     _silence_pillow()
@@ -56,6 +63,7 @@ def open_picture(path: PictureFile, pixels: int) -> Image.Image:
         # Given a file name, Pillow memory-maps some formats and gives rotated ones a wrong shape.
         with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
             _check_size(opened)
+            _check_scans(opened, file)
             side = longest_side(pixels)
             picture = _shrunk(_in_colour(_upright(opened, side)), side)
         if picture.mode == "RGB":
@@ -108,6 +116,33 @@ def _check_size(picture: Image.Image) -> None:
         raise PictureError(f"a picture may have at most {MAX_PIXELS:,} pixels, {size}; make it smaller")
     if short < 1 or long > MAX_RATIO * short:
         raise PictureError(f"one side of a picture may be at most {MAX_RATIO} times the other, {size}; crop it")
+
+
+def _check_scans(picture: Image.Image, file: BinaryIO) -> None:
+    """Refuse a JPEG that takes minutes: a scan of ten bytes makes the decoder pass over all pixels once more."""
+    if picture.format not in {*_JPEG, _TEXTURE}:
+        return
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    # A texture has its JPEG in two pieces; pixels never have the bytes of a marker.
+    scans = _scans(content) if picture.format in _JPEG else content.count(bytes([0xFF, _SCAN]))
+    if scans > MAX_SCANS:
+        raise PictureError(f"a JPEG may have at most {MAX_SCANS} scans; save it anew")
+
+
+def _scans(content: bytes) -> int:
+    """Number of scans of a JPEG up to its end; what metadata hold and what follows the end does not count."""
+    scans, place = 0, 0
+    while (found := _MARKER.search(content, place)) is not None:
+        marker, place = found[1][0], found.end()
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        if marker not in _BARE:
+            place += int.from_bytes(content[place : place + 2], "big")
+    return scans
 
 
 def _upright(opened: ImageFile.ImageFile, side: int) -> Image.Image:

@@ -35,9 +35,9 @@ from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
 from training.finetune.trained_events import record_newest_event
 from training.finetune.trainer_state import TrainerState
+from training.finetune.unreadable_pictures import record_unreadable
 from training.finetune.validation import METRIC, DirectRanking
 
-UNREADABLE_FILE = "unreadable.json"
 _IDS_SHOWN = 20
 
 
@@ -289,6 +289,7 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moments and state; the checkpoint of the best validation stays beside the newest ones."""
         self._written = time.monotonic()
+        self._record_unreadable()  # first, as a run that goes on from here reads its pictures no more
         self._checkpoints.write(self._state.step, self._state.as_json(), best_step=self._state.best_step)
 
     def save_model(self) -> None:
@@ -299,11 +300,13 @@ class Trainer:
             weights = full_weights(self._embedder.model, trained_only=self._parts.adapted)
         if not self._processes.first:
             return
-        ids = self._dataset.item_ids()
-        unreadable = {ids[row]: reason for row, reason in sorted(self._parts.unreadable().items())}
-        text = json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n"
-        (self._run_dir.path / UNREADABLE_FILE).write_text(text, encoding="utf-8")
+        self._record_unreadable()
         self._run_dir.make(self._run_dir.model, lambda aside: self._parts.save(aside, weights))
+
+    def _record_unreadable(self) -> None:
+        if self._processes.first:
+            found = dict(self._parts.unreadable())  # a copy: threads that read ahead may add to it
+            record_unreadable(self._run_dir.path, self._dataset, found)
 
     def close(self) -> None:
         """Close the log's event files; the log itself is complete, so that a full disk here hides no other error."""

@@ -85,8 +85,8 @@ class VolumeBounds:
         raw: dict[str, Any] = {}
         if file is not None:
             try:
-                raw = tomllib.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+                raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+            except (OSError, ValueError, RecursionError) as error:
                 raise ConfigError(f"{file}: not usable as bounds ({error}); see docs/bundles.md") from error
         values = {name: value for name, value in raw.items() if name in cls.names()}
         for option in options:

@@ -271,6 +271,7 @@ def test_a_bad_size_is_refused_by_name(arguments: tuple[str, ...], message: str)
         ("[loop_ms]\nvalue = -1", "loop_ms.value: Input should be greater than 0, got -1"),
         ("[loop_ms]\nvalue = 1", "loop_ms.unit: Field required"),
         ("loop_ms = ", "the coefficients cannot be read"),
+        ("loop_ms = " + "[" * 5_000, "the coefficients cannot be read"),
     ],
 )
 def test_a_bad_file_of_coefficients_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

@@ -130,6 +130,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         ("# “tiny” model\n".encode("cp1252"), r"must be UTF-8, line 1 is not: it is likely Windows-1252"),
         (b"\x1f\x8b\x08", r"this is gzip-compressed"),
         (b"a = " + b"[" * 5000, r"must be TOML"),
+        (b"[train]\nsteps = 1" + b"0" * 5000, r"must be TOML"),
     ],
 )
 def test_a_file_of_another_kind_is_named_with_a_remedy(tmp_path: Path, content: bytes, words: str) -> None:
@@ -195,6 +196,17 @@ def test_a_stored_configuration_with_former_keys_loads_without_a_warning(tmp_pat
 
 def test_a_run_directory_without_a_configuration_is_the_tiny_preset(tmp_path: Path) -> None:
     assert load_run_config(tmp_path) == load_config()
+
+
+@pytest.mark.parametrize(
+    "key", ["train.steps", "train.validate_every", "loss.wpcl_weight", "vlm.scratch.layers", "vlm.heads.length",
+            "embed.batch_items", "encoder.epochs", "encoder.dropout", "encoder.cold_items"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(ConfigError, match=rf"{key}: .*must be a number, got {value.capitalize()}"):
+        load_config(written(tmp_path, f"[{section}]\n{name} = {value}\n"))
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"

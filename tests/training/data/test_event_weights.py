@@ -104,12 +104,14 @@ def test_weights_at_the_bounds_are_read(write: Write, value: str) -> None:
     ("rules", "said"),
     [
         ("weight_by = ", "cannot be read"),
+        ("weight_by = " + "[" * 5_000, "cannot be read"),
         ("", "weight_by must be one of type, weight, rating, got None"),
         ('weight_by = "kind"', "got 'kind'"),
         ('weight_by = "type"\nrating_threshold = 3', "rating_threshold must be"),
         ('weight_by = "rating"', "rating_threshold must be a finite number"),
         ('weight_by = "rating"\nrating_threshold = nan', "got nan"),
         ('weight_by = "rating"\nrating_threshold = true', "got True"),
+        ('weight_by = "rating"\nrating_threshold = 1' + "0" * 400, "rating_threshold must be a finite number"),
         ('weight_by = "type"\nby = 1', "by is not a known key"),
         ('weight_by = "type"\n[events]\ntype = 1', "events.type is not a known key"),
         ('weight_by = "type"\nevents = 3', "must be a table"),
@@ -121,6 +123,10 @@ def test_rules_that_make_no_sense_are_refused(write: Write, rules: str, said: st
     with pytest.raises(DatasetError, match=said) as caught:
         load_dataset(write(rules))
     assert "events.toml" in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_rules(write: Write) -> None:
+    assert load_dataset(write('\ufeffweight_by = "weight"')).left_out == {"negative": 2}
 
 
 def test_a_missing_column_and_a_file_without_a_positive_event_are_refused(write: Write) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,7 +20,7 @@ from training.backbones.backbone import load_backbone
 from training.backbones.batches import Collator
 from training.backbones.vlm import load_embedder
 from training.config.run_config import RunConfig
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import Sequences
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
 from training.finetune import step
@@ -87,6 +89,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert without_time[0] == without_time[1]
     first, second = (load_file(d / "model" / "model.safetensors") for d in (whole, broken))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_pictures_that_were_unreadable_before_a_kill_stay_recorded(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
+) -> None:
+    copy, run = load_dataset(shutil.copytree(shop.directory, tmp_path / "shop")), tmp_path / "run"
+    picture = copy.image_path(5)
+    assert isinstance(picture, Path)
+    config = small(train__steps=9, train__checkpoint_steps=8)
+    with pytest.raises(Killed):
+        train_vlm(copy, shop_train, run, config, report=kill_after(8))
+    Image.new("RGB", (8, 8)).save(picture, "PNG")  # so that the steps that are left cannot find it unreadable
+    train_vlm(copy, shop_train, run, config, resume=True)
+    assert list(json.loads((run / "unreadable.json").read_text())) == ["i05"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(

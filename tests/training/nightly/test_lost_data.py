@@ -180,9 +180,12 @@ def test_bounds_of_the_data_from_a_file_and_from_options(tmp_path: Path) -> None
     for wrong in ("deleted=2", "deleted=x", "missing_files=nan", "lost_events=-1"):
         with pytest.raises(ConfigError, match=rf"bound {wrong.partition('=')[0]} must be a number, 0 … 1"):
             VolumeBounds.read(None, [wrong])
-    file.write_text("deleted = true")
-    with pytest.raises(ConfigError, match="must be a number"):
-        VolumeBounds.read(file, [])
+    file.write_text("\ufeffdeleted = 0.3")  # `index build` reads such a file of bounds, too
+    assert VolumeBounds.read(file, []).deleted == 0.3
+    for text, rule in (("deleted = true", "must be a number"), ("deleted = " + "[" * 5_000, "not usable as bounds")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rule):
+            VolumeBounds.read(file, [])
     with pytest.raises(ConfigError, match="not usable as bounds"):
         VolumeBounds.read(tmp_path / "none.toml", [])
 
