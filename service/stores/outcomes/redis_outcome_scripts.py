@@ -35,6 +35,9 @@ end
 #
 # A Redis that is nearly full may have evicted one key of a bucket. Answers whose order is gone are dropped too, as they
 # would stay for as long as there is traffic, and count in the size; a size that is gone is made of the order.
+#
+# An answer of a clock that was far ahead would keep those behind it in the order. It is dropped where the time of the
+# newest answer and the clock of Redis both say that its window has not begun.
 RECORD: Final = Script(
     _READ
     + """
@@ -73,6 +76,9 @@ local function note(result, from, text, since)
         result[#result + 1] = time_at(text, from)
         from = from + length_at(text, from)
     end
+end
+local function is_in_window(time, since)
+    return time >= since and (time <= since + 2 * keep or time <= redis.call('TIME')[1] + keep)
 end
 local function opened(first, since)
     local bucket = {cost = 0, answers = 0, lost = {}}
@@ -123,7 +129,7 @@ for first, bucket in pairs(buckets) do
     while dropped < 100 * bucket.answers do
         local oldest = redis.call('LRANGE', order, 0, 0)[1]
         local time = time_at(oldest, -1)
-        if oldest == bucket.entry or (time >= since and bytes - freed <= most_bytes) then
+        if oldest == bucket.entry or (bytes - freed <= most_bytes and is_in_window(time, since)) then
             break
         end
         redis.call('LTRIM', order, 1, -1)
