@@ -6,9 +6,10 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_network
 from types import FrameType
 
 from fastapi import FastAPI
@@ -30,6 +31,7 @@ _BACKLOG = 2048
 # How long a thread waits for another to release the interpreter's lock, by default 5 ms. The engine's threads need it
 # only for microseconds between two calls of FAISS and ONNX Runtime (docs/adr/0014).
 _SWITCH_INTERVAL_S = 0.00001
+_IPV4 = 4
 _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
 
@@ -92,7 +94,7 @@ def run(
         server_header=False,
         date_header=False,
         proxy_headers=bool(settings.server.trusted_proxies),
-        forwarded_allow_ips=list(settings.server.trusted_proxies),
+        forwarded_allow_ips=_also_of_ipv6(settings.server.trusted_proxies),
         timeout_keep_alive=settings.server.keep_alive_s,
         timeout_graceful_shutdown=settings.server.drain_s,
     )
@@ -100,6 +102,13 @@ def run(
     server.run(sockets=[listener])
     if not server.was_ready:
         raise StartError("the service could not start; its log has the reason")
+
+
+def _also_of_ipv6(networks: Iterable[str]) -> list[str]:
+    """Networks, those of IPv4 a second time as a socket of IPv6 names their addresses: ``::ffff:10.0.0.0/104``."""
+    parsed = [ip_network(network) for network in networks]
+    mapped = [f"::ffff:{one.network_address}/{96 + one.prefixlen}" for one in parsed if one.version == _IPV4]
+    return [*map(str, parsed), *mapped]
 
 
 def configure_process(settings: Settings, *, forks: bool = False) -> FilteringBoundLogger:

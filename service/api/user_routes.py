@@ -377,6 +377,7 @@ def _events(received: Sequence[request_models.EventRequest], now: float, types: 
                 sent["value"],
                 arm,
                 outcome,
+                timestamp is not None,
             )
         )
     return events

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from service.errors import KafkaUnavailable, SettingsError
@@ -14,6 +15,8 @@ _URL: Final = re.compile(
     r"(?i:kafka)://(?P<servers>[\w.\-\[\]:]+:[0-9]+(?:,[\w.\-\[\]:]+:[0-9]+)*)/(?P<topic>[A-Za-z0-9._-]{1,249})"
 )
 _FULL_QUEUE_S: Final = 0.1
+_FLUSH_S: Final = 0.5
+_WITHOUT_END: Final = 0  # as librdkafka writes it
 _SILENT: Final = logging.getLogger("vlm2rec.kafka")
 
 
@@ -63,13 +66,47 @@ class KafkaTopic(NamedTuple):
         return cls(found["servers"], found["topic"])
 
 
+class _Deliveries:
+    """What became of the records of one call.
+
+    Args:
+        timeout_s: seconds without an acknowledgement after which the rest is late.
+
+    Attributes:
+        acknowledged: number of records.
+        failures: why others were not.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.acknowledged = 0
+        self.failures: list[str] = []
+        self._timeout_s = timeout_s
+        self._since = monotonic()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nothing has been acknowledged for too long."""
+        return monotonic() - self._since >= self._timeout_s
+
+    def add(self, error: Any, _message: "Message") -> None:  # noqa: ANN401 - a KafkaError or None
+        """Take the report of one record."""
+        if error is None:
+            self.acknowledged += 1
+            self._since = monotonic()
+        else:
+            self.failures.append(error.str())
+
+
 class TopicWriter:
     """An idempotent producer of one topic. Connects with the first records, and anew after a failure.
+
+    No record has a time limit of its own: one that expired would let later ones of its key pass. Those that are not
+    acknowledged in time are dropped together, so that what has arrived of a key are its first records.
 
     Args:
         target: brokers and topic.
         config: further settings of librdkafka; brokers, idempotence and time of delivery are set here.
-        timeout_s: seconds in which records must be acknowledged.
+        timeout_s: seconds in which a record must be acknowledged, or one before it.
         report: gets a line whenever librdkafka reports another problem, which it goes on to retry.
 
     Raises:
@@ -99,27 +136,21 @@ class TopicWriter:
         """
         from confluent_kafka import KafkaException
 
-        acknowledged, failures = 0, list[str]()
-
-        def delivered(error: Any, _message: "Message") -> None:  # noqa: ANN401 - a KafkaError or None
-            nonlocal acknowledged
-            if error is None:
-                acknowledged += 1
-            else:
-                failures.append(error.str())
-
-        producer = self._connected()
+        producer, deliveries = self._connected(), _Deliveries(self._timeout_s)
         try:
             for record in records:
-                self._produce(producer, record, delivered)
-            producer.flush(self._timeout_s + 1)
+                if not self._produce(producer, record, deliveries):
+                    break
+            while producer.flush(_FLUSH_S) and not deliveries.is_late:
+                pass
         except KafkaException as error:
-            failures.append(error.args[0].str())
-        if acknowledged < len(records):
+            deliveries.failures.append(error.args[0].str())
+        if deliveries.acknowledged < len(records):
+            reason = deliveries.failures[0] if deliveries.failures else self._reported or "no answer"
+            missing = len(records) - deliveries.acknowledged
             self.close()
-            reason = failures[0] if failures else self._reported or "no answer"
             raise KafkaUnavailable(
-                f"{self.target.servers}: {len(records) - acknowledged:,} of {len(records):,} records for topic "
+                f"{self.target.servers}: {missing:,} of {len(records):,} records for topic "
                 f"{self.target.topic!r} not acknowledged within {self._timeout_s:g} s ({reason}); they stay in Redis"
             )
         self._reported = ""
@@ -131,7 +162,8 @@ class TopicWriter:
             self._producer.flush(0)
             self._producer = None
 
-    def _produce(self, producer: "Producer", record: Record, delivered: "Callable[[Any, Message], None]") -> None:
+    def _produce(self, producer: "Producer", record: Record, deliveries: "_Deliveries") -> bool:
+        """Hand a record to librdkafka; False: its queue is full, and nothing is acknowledged any more."""
         headers = [(name, value.encode()) for name, value in record.headers.items()]
         while True:
             try:
@@ -140,13 +172,15 @@ class TopicWriter:
                     key=record.key.encode(),
                     value=record.value,
                     headers=headers,  # type: ignore[arg-type]  # its list is invariant
-                    on_delivery=delivered,
+                    on_delivery=deliveries.add,
                 )
-            except BufferError:  # librdkafka's queue is full; records leave it with their acknowledgement or timeout
+            except BufferError:  # librdkafka's queue is full; records leave it with their acknowledgement
+                if deliveries.is_late:
+                    return False
                 producer.poll(_FULL_QUEUE_S)
             else:
                 producer.poll(0)
-                return
+                return True
 
     def _connected(self) -> "Producer":
         from confluent_kafka import KafkaException, Producer
@@ -156,11 +190,16 @@ class TopicWriter:
                 "bootstrap.servers": self.target.servers,
                 "enable.idempotence": True,
                 "acks": "all",
-                "message.timeout.ms": int(self._timeout_s * 1000),
+                "message.timeout.ms": _WITHOUT_END,
                 "error_cb": self._on_error,
             }
+            # A topic that brokers do not know fails its records after this time, so that the reason is reported.
+            preset = {
+                "compression.type": "lz4",
+                "topic.metadata.propagation.max.ms": int(self._timeout_s * 500),
+            }
             try:
-                self._producer = Producer({"compression.type": "lz4", **self._config, **own}, logger=_SILENT)
+                self._producer = Producer({**preset, **self._config, **own}, logger=_SILENT)
             except KafkaException as error:
                 raise SettingsError(f"--kafka-config: {error.args[0].str()}") from None
         return self._producer

@@ -304,7 +304,7 @@ class Outcomes:
         results: Counter[str] = Counter()
         while waiting:
             outcomes = [
-                ItemOutcome(owners[tried], event.item_id, kind, event.request_id, event.timestamp)
+                ItemOutcome(owners[tried], event.item_id, kind, event.request_id, _time_of(event))
                 for event, kind, owners in waiting
             ]
             found = await self._store.attribute(outcomes)
@@ -322,6 +322,11 @@ class Outcomes:
             self._observer.event(result, amount)
         if failed := results["failed"]:
             self.counts.left_out(time(), "events", "failed", failed)
+
+
+def _time_of(event: Event) -> float:
+    """When it happened; one that was sent without a time follows all answers, whose replica's clock may be ahead."""
+    return event.timestamp if event.is_timed else inf
 
 
 def _result(shown: Attribution) -> str:

@@ -50,6 +50,7 @@ class Event:
         value: of a conversion, as in the price paid, 0 … 1e9; None if not given.
         arm: experiment and arm that the user was in, as in ``prices/control``; None: in none.
         outcome: of an answer that it may be an outcome of; None: of none. It is not stored.
+        is_timed: whether the client sent the timestamp; else it is the time of the arrival. It is not stored.
     """
 
     user_id: str
@@ -63,6 +64,7 @@ class Event:
     value: float | None = None
     arm: str | None = None
     outcome: Outcome | None = field(default=None, compare=False)
+    is_timed: bool = field(default=True, compare=False)
 
 
 OfUser = Callable[[Event, str], Event]

@@ -58,6 +58,23 @@ class Caller:
         return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+def test_a_trusted_proxy_is_known_by_its_ipv4_address_on_a_socket_of_ipv6(small_registry: Path) -> None:
+    """Such a socket names it ``::ffff:127.0.0.1``."""
+    service = Service(
+        *("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock", "--host", "::"),
+        VLM2REC_RATE_LIMIT="0.01",
+        VLM2REC_RATE_BURST="1",
+        VLM2REC_TRUSTED_PROXIES="10.1.0.0/16, 127.0.0.0/8, ::1",
+    )
+    try:
+        ask = Caller(service.port)
+        clients = [b"10.9.9.1", b"10.9.9.2, 10.1.0.3", b"10.9.9.3, ::ffff:10.1.0.3", b"10.9.9.3"]
+        assert [ask(header=b"x-forwarded-for: " + client)[0] for client in clients] == [200, 200, 200, 429]
+    finally:
+        assert service.end()[0] == 0
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_only_a_trusted_proxy_sets_the_address_of_the_caller(small_registry: Path, trusted: bool) -> None:
     environment = {"VLM2REC_TRUSTED_PROXIES": "10.1.0.0/16, 127.0.0.1"} if trusted else {}

@@ -76,7 +76,7 @@ class ItemOutcome(NamedTuple):
         item_id: of the item.
         outcome: what happened.
         request_id: of the answer; None: the owner's newest answer with the item, of those given before ``time``.
-        time: seconds since 1970 when it happened, by the clock of the client.
+        time: seconds since 1970 when it happened, by the clock of the client; infinite: after all answers.
     """
 
     owner: str

@@ -32,6 +32,12 @@ end
 # are dropped while they are too old or the bucket is too large; with an entry goes the answer, if its owner still has
 # it. All keys expire, so nothing stays when traffic ends. The answers of all owners of a bucket are one hash, since a
 # key for each owner would take 90 bytes more.
+#
+# A Redis that is nearly full may have evicted one key of a bucket. Answers whose order is gone are dropped too, as they
+# would stay for as long as there is traffic, and count in the size; a size that is gone is made of the order.
+#
+# An answer of a clock that was far ahead would keep those behind it in the order. It is dropped where the time of the
+# newest answer and the clock of Redis both say that its window has not begun.
 RECORD: Final = Script(
     _READ
     + """
@@ -71,11 +77,38 @@ local function note(result, from, text, since)
         from = from + length_at(text, from)
     end
 end
+local function is_in_window(time, since)
+    return time >= since and (time <= since + 2 * keep or time <= redis.call('TIME')[1] + keep)
+end
+local function opened(first, since)
+    local bucket = {cost = 0, answers = 0, lost = {}}
+    local answers, order, size = KEYS[first], KEYS[first + 1], KEYS[first + 2]
+    if redis.call('EXISTS', order, size) == 2 then
+        return bucket
+    end
+    if redis.call('EXISTS', order) == 1 then
+        local bytes = 0
+        for _, entry in ipairs(redis.call('LRANGE', order, 0, -1)) do
+            local high, low = string.byte(entry, 5, 6)
+            bytes = bytes + high * 256 + low
+        end
+        redis.call('HSET', size, 'bytes', string.format('%.0f', bytes))
+    elseif redis.call('EXISTS', answers, size) > 0 then
+        for at, text in ipairs(redis.call('HGETALL', answers)) do
+            if at % 2 == 0 then
+                note(bucket.lost, 1, text, since)
+            end
+        end
+        redis.call('UNLINK', answers, size)
+    end
+    return bucket
+end
 local results, buckets = {}, {}
 for at = 8, #ARGV, 4 do
     local first, owner, record = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
     local most_here = string.sub(owner, 1, 2) == '\\31\\31' and most_of_request or most
     local since = time_at(record, 1) - keep
+    local bucket = buckets[first] or opened(first, since)
     local text = redis.call('HGET', KEYS[first], owner) or ''
     local cut, found = older_than(text, since, most_here - 1)
     local result = {found, is_first(KEYS[first + 3], ARGV[at + 3])}
@@ -85,7 +118,6 @@ for at = 8, #ARGV, 4 do
     local cost = #record + extra + 2 * #owner
     local entry = string.sub(record, 3, 6) .. string.char(math.floor(cost / 256), cost % 256) .. owner
     redis.call('RPUSH', KEYS[first + 1], entry)
-    local bucket = buckets[first] or {cost = 0, answers = 0}
     bucket.cost, bucket.answers = bucket.cost + cost, bucket.answers + 1
     bucket.entry, bucket.since, bucket.result = entry, since, result
     buckets[first] = bucket
@@ -97,7 +129,7 @@ for first, bucket in pairs(buckets) do
     while dropped < 100 * bucket.answers do
         local oldest = redis.call('LRANGE', order, 0, 0)[1]
         local time = time_at(oldest, -1)
-        if oldest == bucket.entry or (time >= since and bytes - freed <= most_bytes) then
+        if oldest == bucket.entry or (bytes - freed <= most_bytes and is_in_window(time, since)) then
             break
         end
         redis.call('LTRIM', order, 1, -1)
@@ -115,6 +147,9 @@ for first, bucket in pairs(buckets) do
             end
         end
         dropped = dropped + 1
+    end
+    for _, time in ipairs(bucket.lost) do
+        bucket.result[#bucket.result + 1] = time
     end
     if freed > 0 then
         redis.call('HINCRBY', size, 'bytes', -freed)
@@ -221,12 +256,14 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 if redis.call('HDEL', KEYS[4], ARGV[2]) == 1 and redis.call('HLEN', KEYS[4]) == 1 then
     redis.call('UNLINK', KEYS[4])
 end
-local deleted = 0
+local deleted, is_counted = 0, redis.call('EXISTS', KEYS[3]) == 1
 for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
     if string.sub(entry, 7) == ARGV[1] then
         local high, low = string.byte(entry, 5, 6)
         redis.call('LREM', KEYS[2], 1, entry)
-        redis.call('HINCRBY', KEYS[3], 'bytes', -(high * 256 + low))
+        if is_counted then
+            redis.call('HINCRBY', KEYS[3], 'bytes', -(high * 256 + low))
+        end
         deleted = deleted + 1
     end
 end

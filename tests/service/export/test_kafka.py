@@ -2,7 +2,11 @@
 
 import gc
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,13 @@ from service.errors import ExportRefused, KafkaUnavailable, SettingsError
 from service.export import kafka_exporter
 from service.export.exporter import Exported
 from service.export.kafka_exporter import KafkaExporter
-from service.export.kafka_topic import KafkaTopic, TopicWriter
+from service.export.kafka_topic import KafkaTopic, Record, TopicWriter
 from service.settings.secret_files import read_properties
 from service.stores.history_keys import bucket_of
 from service.stores.protocols import Event, session_owner
 from service.stores.redis_histories import RedisHistories
 from tests.support.stores.exports import Shop, some_events
+from tests.support.stores.redis_servers import free_port
 
 TOPIC = "events"
 
@@ -149,6 +154,90 @@ def test_a_broker_that_is_gone_trims_nothing_and_a_later_one_gets_all(shop: Shop
     shop.run(check)
     assert reported
     assert all(first.server in line and line.endswith("; trying again") for line in reported)
+
+
+class Slow(list[Record]):
+    """Records between which seconds pass, as where they are many."""
+
+    def __iter__(self) -> Iterator[Record]:
+        for place, record in enumerate(super().__iter__()):
+            time.sleep(3.0 if place else 0.0)
+            yield record
+
+
+@contextmanager
+def forwarded(port: int, to: str, after_s: float) -> Iterator[None]:
+    """Forward a port to a broker; until so many seconds have passed nothing listens there."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+
+    def listen() -> None:
+        with suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+            while True:
+                near = listener.accept()[0]
+                host, _, number = to.rpartition(":")
+                far = socket.create_connection((host, int(number)))
+                ends.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    listener, ends = socket.socket(), list[socket.socket]()
+    timer = threading.Timer(after_s, listen)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for end in (listener, *ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        timer.join(10)
+
+
+@pytest.mark.slow
+def test_a_broker_that_comes_back_late_gets_no_record_before_an_earlier_one(broker: Broker) -> None:
+    """The first record is too late when it comes back, and the second one is not: both are sent again, in order."""
+    sent = Slow(Record("anna", item, {}) for item in (b"first", b"second"))
+    port = free_port()
+    at_once = {"reconnect.backoff.ms": "20", "reconnect.backoff.max.ms": "50"}
+    writer = TopicWriter(KafkaTopic(f"127.0.0.1:{port}", TOPIC), at_once, timeout_s=4.0, report=lambda _text: None)
+    with forwarded(port, broker.server, after_s=5.1):
+        with pytest.raises(KafkaUnavailable, match="2 of 2 records"):
+            writer.write(sent)
+        writer.close()
+        later = TopicWriter(KafkaTopic(broker.server, TOPIC), {}, timeout_s=20.0, report=lambda _text: None)
+        later.write(list.copy(sent))
+        later.close()
+    assert [message.value() for message in broker.records()] == [b"first", b"second"]
+
+
+def test_a_topic_that_is_missing_is_the_reason(broker: Broker) -> None:
+    created_by_nobody = {"allow.auto.create.topics": "false"}
+    writer = TopicWriter(
+        KafkaTopic(broker.server, "other"), created_by_nobody, timeout_s=2.0, report=lambda _text: None
+    )
+    with pytest.raises(KafkaUnavailable, match=r"topic 'other' .*\(Broker: Unknown topic or partition\)"):
+        writer.write([Record("anna", b"x", {})])
+
+
+def test_a_full_queue_ends_in_time() -> None:
+    """Without a broker no record leaves the queue."""
+    config = {"queue.buffering.max.messages": "10"}
+    writer = TopicWriter(
+        KafkaTopic(f"127.0.0.1:{free_port()}", TOPIC), config, timeout_s=0.5, report=lambda _text: None
+    )
+    began = time.monotonic()
+    with pytest.raises(KafkaUnavailable, match=r"100 of 100 records for topic 'events' not acknowledged within 0.5 s"):
+        writer.write([Record("anna", b"x", {})] * 100)
+    assert time.monotonic() - began < 10.0
+    writer.close()
 
 
 class Killed(BaseException):

@@ -8,6 +8,7 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
+from service.api import user_routes
 from tests.support.shops import OpenClient, eventually, metric
 
 ANNA = {"user_id": "anna", "items": ["i1", "i2"], "k": 5}
@@ -198,6 +199,20 @@ def test_the_newest_answer_with_the_item_counts(client: TestClient) -> None:
         return next((entry["clicks"] for entry in entries if entry["value"] == "3"), 0)  # none is counted at first
 
     assert eventually(clicks) == 1
+
+
+@pytest.mark.parametrize(("given", "result"), [({}, "attributed"), ({"timestamp": 1.0}, "unattributed")])
+def test_an_event_without_a_time_follows_answers_of_replicas_whose_clock_is_ahead(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], result: str
+) -> None:
+    """It has arrived after them, whatever the clocks say; a time that the client sends is compared."""
+    now = time.time()
+    monkeypatch.setattr(user_routes, "time", lambda: now - 300)
+    with open_client(outcomes=True) as client:
+        item = client.post("/recommend", json=ANNA).json()["items"][0]["item_id"]
+        event = {"user_id": "anna", "item_id": item, "type": "click", **given}
+        assert client.post("/events", json=event).json()["stored"] == 1
+        eventually(lambda: metric(client, "vlm2rec_outcome_events_total", result=result) == 1)
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -38,7 +38,7 @@ class Service:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.search(r"http://[\d.]+:(\d+)", line)
+        found = re.search(r"http://(?:[\d.]+|\[[\da-f:]+\]):(\d+)", line)
         assert found is not None, line + (self.process.communicate(timeout=60)[1] or "")
         self.port = int(found[1])
 

@@ -326,6 +326,25 @@ def test_beyond_the_memory_the_oldest_answers_are_dropped(redis_url: str, prefix
             assert client.llen(key) < 80
 
 
+def test_an_answer_of_a_clock_that_was_ahead_keeps_no_others_beyond_the_window(redis_url: str, prefix: str) -> None:
+    """Its entry of the order is the oldest for weeks; where the clock of this service alone says so, it stays."""
+    now, users = int(time()), [name for number in range(600) if bucket_of(name := f"user-{number}") == 17][:4]
+
+    async def kept(outcomes: RedisOutcomes, moment: int, user: str) -> set[str]:
+        await recorded(outcomes, answer(user, time=moment))
+        return {name.decode() for name in client.hkeys(f"{prefix}:{{b017}}:answers")}
+
+    async def check() -> None:
+        async with opened(redis_url, prefix, outcomes_window_h=1) as outcomes:
+            assert await kept(outcomes, now + 40 * 86_400, users[0]) == {users[0]}
+            assert await kept(outcomes, now - 7200, users[1]) == {users[1]}
+            assert await kept(outcomes, now, users[2]) == {users[2]}
+            assert await kept(outcomes, now - 40 * 86_400, users[3]) == {users[2], users[3]}
+
+    with redis.Redis.from_url(redis_url) as client:
+        asyncio.run(check())
+
+
 def test_a_user_is_forgotten_with_every_entry(redis_url: str, prefix: str) -> None:
     async def check() -> None:
         async with opened(redis_url, prefix) as outcomes:
