@@ -1,7 +1,6 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,7 +112,7 @@ def train(
 def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, resume: bool) -> None:
     """Train in a locked run directory and write configuration and report."""
     from training.config.run_config import CONFIG_FILE, to_toml
-    from training.finetune.unreadable_pictures import UNREADABLE_FILE
+    from training.finetune.unreadable_pictures import recorded_unreadable
 
     if not (run / CONFIG_FILE).is_file():
         replace_text(run / CONFIG_FILE, to_toml(chosen))
@@ -122,7 +121,7 @@ def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, res
     replace_text(run / CONFIG_FILE, to_toml(chosen))
     _console.print(f"trained {done:,} steps: {model}")
     _print_not_found(dataset.pictures_not_found())
-    _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
+    _print_unreadable(recorded_unreadable(run / _TRAINING))
     _report(dataset, run, changed=not before)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from training.errors import BackboneError
+
 
 @dataclass
 class TrainerState:
@@ -29,8 +31,18 @@ class TrainerState:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TrainerState":
-        """Read what :meth:`as_json` gave."""
+        """Read what :meth:`as_json` gave.
+
+        Raises:
+            BackboneError: another version of the program wrote it, with a value that this one does not know.
+        """
         values = dict(stored)
+        odd = sorted((values.keys() - cls().as_json().keys()) | ({"lead"} - values.keys()))
+        if odd:
+            raise BackboneError(
+                f"the newest checkpoint is of another version of the program ({', '.join(odd)}); resume with that "
+                "version, or use another --run"
+            )
         return cls(confidence_gap=values.pop("lead"), **values)
 
     def as_json(self) -> dict[str, Any]:

@@ -19,15 +19,15 @@ def record_unreadable(directory: Path, dataset: Dataset, found: Mapping[int, str
         found: item row → reason.
     """
     path, ids = directory / UNREADABLE_FILE, dataset.item_ids() if found else []
-    known = _recorded(path)
+    known = recorded_unreadable(directory)
     if found or not path.is_file():
         known |= {ids[row]: found[row] for row in sorted(found)}
         replace_text(path, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
 
 
-def _recorded(path: Path) -> dict[str, str]:
-    """Item id → reason; empty where there is no record, or a damaged one."""
+def recorded_unreadable(directory: Path) -> dict[str, str]:
+    """Item id → reason, of the run's training in a directory; empty where there is no record, or a damaged one."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads((directory / UNREADABLE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}

@@ -1,5 +1,6 @@
 """Puts pictures of an import's source into the data set by hard link, or by copy if linking fails."""
 
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -53,10 +54,18 @@ class ItemPictures:
         inside = found.relative_to(self._source.resolve())
         below = inside.relative_to(_FOLDER) if inside.parts[0] == _FOLDER else inside
         target = self._directory / _FOLDER / below
+        number = 1
+        while target.exists() and not _is_same(found, target):  # `a.png` and `images/a.png` of the source
+            number += 1
+            target = target.with_name(f"{below.stem}-{number}{below.suffix}")
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(found, target)
             except OSError:  # another file system, or one without links
                 shutil.copyfile(found, target)
-        return (Path(_FOLDER) / below).as_posix()
+        return target.relative_to(self._directory).as_posix()
+
+
+def _is_same(found: Path, target: Path) -> bool:
+    return found.samefile(target) or filecmp.cmp(found, target, shallow=False)

@@ -361,3 +361,6 @@ def test_the_state_in_a_checkpoint_has_the_names_of_earlier_versions(
     restored = TrainerState.from_json(stored)
     assert (restored.step, restored.confidence_gap) == (2, stored["lead"])
     assert restored.as_json() == stored
+    for other in ({**stored, "epoch": 1}, {name: value for name, value in stored.items() if name != "lead"}):
+        with pytest.raises(BackboneError, match=r"of another version of the program \((epoch|lead)\); resume with"):
+            TrainerState.from_json(other)

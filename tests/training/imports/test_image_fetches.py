@@ -201,6 +201,28 @@ def test_a_stopped_job_resumes(server: PictureServer, tmp_path: Path, number: in
     assert [path.name for path in (tmp_path / "images").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("kind", ["directory outside", "nothing", "file"])
+def test_nothing_is_fetched_into_a_place_that_is_not_read(server: PictureServer, shop: Path, kind: str) -> None:
+    outside = shop.parent / f"{shop.name}-outside"
+    if kind == "directory outside":
+        outside.mkdir()
+    if kind == "file":
+        (shop / "images").write_text("")
+    else:
+        (shop / "images").symlink_to(outside)
+    with pytest.raises(DatasetError, match="images: must be a directory in the data set, as no other is read"):
+        run(server, shop)
+    assert not server.asked
+    assert not outside.exists() or not list(outside.iterdir())
+
+
+def test_a_link_to_another_directory_of_the_data_set_is_followed(server: PictureServer, shop: Path) -> None:
+    (shop / "large").mkdir()
+    (shop / "images").symlink_to("large")
+    assert run(server, shop).fetched == 1
+    assert images(shop)[:2] == [name_of(server, "/0.jpg")] * 2
+
+
 def test_one_job_at_a_time(server: PictureServer, shop: Path) -> None:
     with run_lock(shop), pytest.raises(RunBusy):
         run(server, shop)

@@ -26,6 +26,23 @@ EVENTS_TEXT = "user_id\titem_id\ttimestamp\n" + "".join(
 )
 
 
+def test_pictures_of_one_name_in_two_folders_stay_apart(imported: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError
+
+    names = ["images/a.png", "a.png", "a.png", "images/b.png", "b.png"]
+    rows = "".join(f"{number},{name}\n" for number, name in enumerate(names))
+    files = {"items.csv": "item_id,image\n" + rows, "interactions.csv": "user_id,item_id,timestamp\nu,0,2024-01-31\n"}
+    files |= {name: b"same" if "b" in name else name.encode() for name in names}
+    for links in (True, False):  # another file system has none
+        if not links:
+            monkeypatch.setattr("os.link", no_links)
+        made = imported("postgres", files, force=not links)
+        taken = [item["image"] for item in made.items().values()]
+        assert taken == ["images/a.png", "images/a-2.png", "images/a-2.png", "images/b.png", "images/b.png"]
+        assert [(made.directory / image).read_bytes() for image in taken] == [files[name] for name in names]
+
+
 def test_csv(imported: Callable) -> None:
     made = imported("postgres", {"items.csv": ITEMS_CSV, "interactions.csv": EVENTS_CSV, "pictures/7.png": b"png"})
     items = made.items()

@@ -74,7 +74,8 @@ def fetch_images(
         progress: called with the numbers of finished and of all requests.
 
     Raises:
-        DatasetError: the items file cannot be read or has no ``image_url``, or something cannot be written.
+        DatasetError: the items file cannot be read or has no ``image_url``, ``images`` is not a directory inside the
+            data set, or something cannot be written.
         RunBusy: another job is fetching for this data set.
     """
     path = find_table(directory, ITEMS, ITEM_SUFFIXES)
@@ -105,7 +106,7 @@ class _Job:
         *,
         again: bool,
     ) -> FetchSummary:
-        (self._directory / IMAGES).mkdir(exist_ok=True)
+        self._make_images()
         for part in (self._directory / IMAGES).glob(f".*{_PART}"):
             part.unlink()
         wanted = self._wanted(again=again)
@@ -119,6 +120,22 @@ class _Job:
             self._done.sync()
             self._name_pictures()
         return self._summary
+
+    def _make_images(self) -> None:
+        """Make the directory of the pictures, unless it is there.
+
+        Raises:
+            DatasetError: it is a file, or a link that leads out of the data set: no job would read its pictures.
+        """
+        images = self._directory / IMAGES
+        if images.is_symlink() or images.exists():
+            if not images.is_dir() or not images.resolve().is_relative_to(self._directory.resolve()):
+                raise DatasetError(
+                    f"{images}: must be a directory in the data set, as no other is read; move the pictures there, or "
+                    "move the whole data set and link to that"
+                )
+        else:
+            images.mkdir()
 
     def _wanted(self, *, again: bool) -> list[str]:
         """Distinct addresses to request, in the order of the items."""
