@@ -107,7 +107,7 @@ class TopicWriter:
         target: brokers and topic.
         config: further settings of librdkafka; brokers, idempotence and time of delivery are set here.
         timeout_s: seconds in which a record must be acknowledged, or one before it.
-        report: gets a line whenever librdkafka reports another problem, which it goes on to retry.
+        report: gets a line for each problem that librdkafka reports and goes on to retry, once until records arrive.
 
     Raises:
         SettingsError: confluent-kafka is not installed.
@@ -124,7 +124,7 @@ class TopicWriter:
         self._config = config
         self._timeout_s = timeout_s
         self._report = report
-        self._reported = ""
+        self._reported: list[str] = []  # problems since records have arrived
         self._producer: Producer | None = None
 
     def write(self, records: Sequence[Record]) -> None:
@@ -146,14 +146,14 @@ class TopicWriter:
         except KafkaException as error:
             deliveries.failures.append(error.args[0].str())
         if deliveries.acknowledged < len(records):
-            reason = deliveries.failures[0] if deliveries.failures else self._reported or "no answer"
+            reason = next(iter([*deliveries.failures[:1], *self._reported[-1:]]), "no answer")
             missing = len(records) - deliveries.acknowledged
             self.close()
             raise KafkaUnavailable(
                 f"{self.target.servers}: {missing:,} of {len(records):,} records for topic "
                 f"{self.target.topic!r} not acknowledged within {self._timeout_s:g} s ({reason}); they stay in Redis"
             )
-        self._reported = ""
+        self._reported.clear()
 
     def close(self) -> None:
         """Drop what is not acknowledged, and the connection."""
@@ -205,9 +205,9 @@ class TopicWriter:
         return self._producer
 
     def _on_error(self, error: Any) -> None:  # noqa: ANN401 - a KafkaError
-        text = error.str()
-        if text != self._reported:
-            self._reported = text
+        text = error.str().partition(" (after ")[0]  # what follows is the time of this try
+        if text not in self._reported:
+            self._reported.append(text)
             self._report(f"{self.target.servers}: {text}; trying again")
 
 

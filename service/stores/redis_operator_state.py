@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from service.errors import Conflict, OperatorStateUnavailable
+from service.errors import Conflict, OperatorStateUnavailable, RedisUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
 from service.stores.protocols import OTHER_EXPERIMENT, Changes, Edition
@@ -28,6 +28,7 @@ _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
 _MOST_LOGGED: Final = 1000
 _OTHER_EXPERIMENT: Final = -1
+_LOST: Final = -1
 
 # `behind`: the store has lost changes that the caller knows, see `Edition.is_behind`.
 _BEHIND: Final = """
@@ -72,13 +73,17 @@ return 1
 """
 )
 
-# KEYS[4] holds the hidden items, written before in small steps; it does not exist if there are none.
+# KEYS[4] holds the hidden items, written before in small steps; it does not exist if there are none. Returns -1 and
+# changes nothing where some of them are gone, as Redis may evict that key or its clock leap over its time to live.
 _RESTORE: Final = Script(
     _BEHIND
     + """
 if not behind then
     redis.call('UNLINK', KEYS[4])
     return 0
+end
+if redis.call('ZCARD', KEYS[4]) ~= tonumber(ARGV[5]) then
+    return -1
 end
 redis.call('UNLINK', KEYS[2], KEYS[3])
 if redis.call('EXISTS', KEYS[4]) == 1 then
@@ -197,8 +202,9 @@ class RedisOperatorState:
                 scored = [part for number, item in enumerate(page, start + 1) for part in (number, item)]
                 await self._pipeline.call("ZADD", new_key, *scored, kind=int)
                 await self._pipeline.call("EXPIRE", new_key, _RESTORING_TTL_S, kind=int)
-            arguments: list[str | int] = [edition.epoch, edition.number, pin or "", experiment or ""]
-            await self._pipeline.run(_RESTORE, [*self._keys, new_key], arguments, int)
+            arguments: list[str | int] = [edition.epoch, edition.number, pin or "", experiment or "", len(set(hidden))]
+            if await self._pipeline.run(_RESTORE, [*self._keys, new_key], arguments, int) == _LOST:
+                raise RedisUnavailable("it has lost hidden items that were just written")
 
     async def close(self) -> None:
         """Close the connections."""

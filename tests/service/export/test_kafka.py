@@ -240,6 +240,17 @@ def test_a_full_queue_ends_in_time() -> None:
     writer.close()
 
 
+def test_a_problem_is_reported_once_until_records_arrive() -> None:
+    """Librdkafka reports a broker that is gone by two lines in turn, at every try."""
+    lines = list[str]()
+    quick = {"reconnect.backoff.ms": "10", "reconnect.backoff.max.ms": "20"}
+    writer = TopicWriter(KafkaTopic(f"127.0.0.1:{free_port()}", TOPIC), quick, timeout_s=1.0, report=lines.append)
+    with pytest.raises(KafkaUnavailable):
+        writer.write([Record("anna", b"x", {})])
+    writer.close()
+    assert 1 <= len(lines) <= 3
+
+
 class Killed(BaseException):
     """Stands for the death of the process."""
 

@@ -249,6 +249,34 @@ def test_an_erasure_is_named_anew_each_time_and_is_no_change(open_store: OpenSto
     asyncio.run(check())
 
 
+def test_hidden_items_that_were_put_aside_and_are_gone_are_not_restored_as_none(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Redis evicts them, or its clock leaps over the minute for which they are kept."""
+    prefix = f"test-{uuid.uuid4().hex}"
+    known = Edition("e", 9)
+
+    async def check() -> None:
+        store = open_operator_state(redis_url, prefix=prefix, timeout_s=5.0)
+        run = store._pipeline.run
+
+        async def after_a_loss(*given: Any, **named: Any) -> Any:
+            client.delete(*client.scan_iter(f"{prefix}:*restoring*", count=10_000))
+            return await run(*given, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store._pipeline, "run", after_a_loss)
+            with pytest.raises(OperatorStateUnavailable, match="restore"):
+                await store.restore(known, "p", ["a", "b"])
+        assert await store.edition() == NEW
+        await store.restore(known, "p", ["a", "b"])
+        assert (await store.changes(NEW)).hidden == ("a", "b")
+        await store.close()
+
+    with redis.Redis.from_url(redis_url) as client:
+        asyncio.run(check())
+
+
 def test_an_experiment_is_a_change_and_is_restored(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
