@@ -4,7 +4,8 @@ The page has no scripts and loads nothing. Ids and titles are untrusted, so the 
 page's content security policy forbids scripts and requests as a second defence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -23,19 +24,23 @@ _LOWEST_RECALL_SHOWN = 0.9
 _COMMON_SHARE = 0.5  # above this share, disagreement is the rule and no item stands out
 
 
-def page_environment(*packages: str) -> Environment:
-    """The template environment of a report page.
+@cache
+def page_environment(*packages: str, **filters: Callable[..., str]) -> Environment:
+    """The template environment of a report page, the same for the same arguments: a process compiles a template once.
 
     Args:
         packages: packages whose templates are searched, in this order.
+        filters: filters of the templates by name.
     """
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "templates") for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= filters
+    return environment
 
 
 def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
@@ -47,8 +52,7 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
     """
     checks = gate.checks(report["index"]["recall"])
     missed = [check for check in checks if not check.passed]
-    environment = page_environment("index")
-    environment.filters |= {"bytes": as_bytes, "share": as_share, "count": as_count, "ms": as_ms}
+    environment = page_environment("index", bytes=as_bytes, share=as_share, count=as_count, ms=as_ms)
     return environment.get_template(_TEMPLATE).render(
         report=report,
         checks=len(checks),

@@ -45,8 +45,9 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
         report: the content.
         now: time of making, aware; None for the current time.
     """
-    environment = page_environment("training", "index")
-    environment.filters |= {"figure": as_figure, "short": as_short, "tone": tone, "code": in_code, "share": as_share}
+    environment = page_environment(
+        "training", "index", figure=as_figure, short=as_short, tone=tone, code=in_code, share=as_share
+    )
     made = (now or datetime.now(UTC)).astimezone(UTC)
     return environment.get_template(_TEMPLATE).render(
         report=report,

@@ -234,6 +234,12 @@ def test_pages_of_tiny_bundles(built):
     assert "1 of 1 figures misses its bound" in rendered(built, {"coverage": 1.0}).words
 
 
+def test_a_process_compiles_the_template_once(built, monkeypatch):
+    rendered(built)
+    monkeypatch.delattr("jinja2.Environment.compile")
+    rendered(built)
+
+
 def test_disagreement_as_exception_and_as_rule(built):
     _, report = read_report(built)
     found = report["disagreement"]

@@ -118,6 +118,12 @@ class Shop:
         }
 
 
+@pytest.fixture(autouse=True)
+def few_timed_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job builds a bundle and times 200 searches for each kind of query; no test here needs that many."""
+    monkeypatch.setattr("index.evaluation.measure._TIMED_QUERIES", 5)
+
+
 @pytest.fixture(scope="session")
 def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
     """Makes a run for a data set: a model with random weights, embeddings and a fitted encoder."""
