@@ -26,12 +26,43 @@ class ListedItems:
         rows: (c,) int64 item rows, ascending and different within a query.
         parts: (c,) float32, at least 0.
         found: (c,) bool, whether the item was found by slots.
+        owners: (e,) int64, ascending: the item of each entry of these items, and of each item that was found.
+        values: (e,) float64, what each entry adds; 0 for what was found, which comes before its entries.
+        order: (e,) int64, what each is: below f one of the f items that were found, else f + number of its entry.
+        entries: (e − f,) int64, the place of each entry of a chosen bucket among those of all lists, ascending.
     """
 
     numbers: NDArray[np.int64]
     rows: NDArray[np.int64]
     parts: NDArray[np.float32]
     found: NDArray[np.bool_]
+    owners: NDArray[np.int64]
+    values: NDArray[np.float64]
+    order: NDArray[np.int64]
+    entries: NDArray[np.int64]
+
+    def of_lists(self, places: NDArray[np.int64], lists: int, size: int) -> NDArray[np.float32]:
+        """What each list adds to some of the items.
+
+        Args:
+            places: (m,) int64 of the items, different.
+            lists: number of lists.
+            size: entries of each list in the batch.
+
+        Returns:
+            (m, lists) float32.
+        """
+        lines = np.full(len(self.rows), -1, dtype=np.int64)
+        lines[places] = np.arange(len(places))
+        of_entries = lines.take(self.owners)
+        found = len(self.order) - len(self.entries)
+        kept = (of_entries >= 0).nonzero()[0]
+        keys = of_entries.take(kept) * lists
+        if len(self.entries):  # what was found adds 0, to any list
+            keys += self.entries.take(self.order.take(kept) - found, mode="clip") // size
+        # bincount adds in the order of its input: newest item of the history first.
+        sums = np.bincount(keys, self.values.take(kept), len(places) * lists)
+        return sums.astype(np.float32).reshape(-1, lists)
 
     def in_lines(
         self, kept: NDArray[np.bool_], queries: int
@@ -111,6 +142,7 @@ class ListEntries:
     Attributes:
         sums: (B, M) float64, at least what all lists add to any item of a bucket, but for the rounding of float64; M is
             a power of two.
+        of_a_list: entries of each list, those of all queries.
     """
 
     def __init__(
@@ -123,6 +155,7 @@ class ListEntries:
     ) -> None:
         self._items = items
         self._queries = len(lengths)
+        self.of_a_list = near.shape[1] * near.shape[2]
         most = max(lengths, default=0) * near.shape[0] * near.shape[2]
         self._bits = max(_BUCKETS_PER_ENTRY * most - 1, 0).bit_length()
         self.buckets = 1 << self._bits
@@ -148,10 +181,13 @@ class ListEntries:
         """(B,) float64: the least sum of the strongest buckets of each query, about ``count`` and not fewer."""
         if self.buckets <= count:
             return np.zeros(len(self.sums))
-        folds: NDArray[np.float64] = self.sums
+        folds: NDArray[np.float64]
         if self.buckets >= 2 * _FOLDS * count:  # the largest of several buckets stands for them
-            folds = np.maximum.reduce(folds.reshape(len(folds), _FOLDS, self.buckets // _FOLDS), axis=1)
-        least: NDArray[np.float64] = np.partition(folds, -count, axis=1)[:, -count]
+            folds = np.maximum.reduce(self.sums.reshape(-1, _FOLDS, self.buckets // _FOLDS), axis=1)
+        else:
+            folds = self.sums.copy()
+        folds.partition(-count, axis=1)
+        least: NDArray[np.float64] = folds[:, -count]
         return least
 
     def items_in(self, least: NDArray[np.float64]) -> ListedItems:
@@ -166,7 +202,6 @@ class ListEntries:
         keys = np.concatenate((self._rows, self._near.take(entries)))
         if self._queries > 1:
             keys[added:] += (self._places.take(entries) >> self._bits) * self._items
-        values = np.concatenate((np.zeros(added), self._values.take(entries)))
         # The place of an entry in the lower bits keeps the order of entries with equal keys, and so that of the sums.
         bits = len(keys).bit_length()
         np.left_shift(keys, bits, keys)
@@ -178,12 +213,15 @@ class ListEntries:
         first[:1] = True
         np.not_equal(keys[1:], keys[:-1], out=first[1:])
         starts = first.nonzero()[0]
-        if not len(starts):
-            return ListedItems(starts, starts, np.zeros(0, np.float32), np.zeros(0, np.bool_))
-        parts = np.add.reduceat(values.take(order), starts).astype(np.float32)
+        owners = first.cumsum()
+        owners -= 1
+        values = np.concatenate((np.zeros(added), self._values.take(entries))).take(order)
+        parts = np.bincount(owners, values, len(starts)).astype(np.float32)  # adds in the order of its input
         keys = keys.take(starts)
         found = order.take(starts) < added
         if self._queries == 1:
-            return ListedItems(np.zeros(len(keys), dtype=np.int64), keys, parts, found)
-        numbers = keys // self._items
-        return ListedItems(numbers, keys - numbers * self._items, parts, found)
+            numbers = np.zeros(len(keys), dtype=np.int64)
+        else:
+            numbers = keys // self._items
+            keys -= numbers * self._items
+        return ListedItems(numbers, keys, parts, found, owners, values, order, entries)

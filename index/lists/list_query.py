@@ -8,6 +8,33 @@ from numpy.typing import NDArray
 from index.errors import SearchError
 
 
+class FoundParts:
+    """What each list adds to the items that searches returned, so that it need not be computed again.
+
+    The parts of an item depend on the history alone, so several searches may add to it, in any thread.
+    """
+
+    def __init__(self) -> None:
+        self._searches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+
+    def add(self, rows: NDArray[np.int64], parts: NDArray[np.float32]) -> None:
+        """Keep the parts, (k, lists) float32, of items, (k,) int64 rows; neither is changed later."""
+        self._searches.append((rows, parts))
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """The parts, (k, lists) float32, of items, (k,) int64 rows; None if those of one are not known."""
+        for known, parts in self._searches:
+            if known[: len(rows)].tobytes() == rows.tobytes():  # as in most answers: the first of a search
+                return parts[: len(rows)]
+        lines = {}
+        for number, (known, _) in enumerate(self._searches):
+            lines.update({row: (number, line) for line, row in enumerate(known.tolist())})
+        places = [lines.get(row) for row in rows.tolist()]
+        if not places or None in places:
+            return None
+        return np.array([self._searches[place[0]][1][place[1]] for place in places if place is not None])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ListQuery:
     """The items of a history with their weights, and the weights of the slots.
@@ -28,6 +55,7 @@ class ListQuery:
     weights: NDArray[np.float32] | None = None
     slot_weights: NDArray[np.float32] | None = None
     recency: bool = True
+    found: FoundParts | None = None
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 1 or (self.weights is not None and self.weights.shape != self.rows.shape):

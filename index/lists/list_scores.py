@@ -185,6 +185,9 @@ class ListScores:
         """
         if rows.ndim != 2 or rows.shape[0] != len(queries):
             raise SearchError(f"rows must be ({len(queries)}, k), got {rows.shape}")
+        known = self._known(queries, rows)
+        if known is not None:
+            return known
         histories = self._weighed(queries)
         near, similarities = self._near(histories.rows)
         wanted = rows.reshape(-1)
@@ -214,6 +217,16 @@ class ListScores:
         sums = np.bincount(places, values, lists * len(keys))[: lists * len(keys)].reshape(lists, -1)
         found: NDArray[np.float32] = sums.astype(np.float32).take(keys.searchsorted(wanted), axis=1)
         return np.ascontiguousarray(found.T).reshape(*rows.shape, lists)
+
+    def _known(self, queries: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """The contributions, where searches kept those of all items; else None."""
+        parts = np.empty((*rows.shape, len(self.lists.lists)), dtype=np.float32)
+        for number, query in enumerate(queries):
+            own = None if query is None or query.found is None else query.found.of(rows[number])
+            if own is None:
+                return None
+            parts[number] = own
+        return parts
 
     def similarities(self, history: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each item of a history alone adds to the score of each item, whatever its age: Σ_l w_l · sim_l.
@@ -251,6 +264,8 @@ class ListScores:
     def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
         """The histories of queries with all their weights."""
         plain = [query.rows[: -self.history - 1 : -1] for query in queries if query is not None and query.is_plain]
+        if len(plain) == len(queries) == 1:
+            return _Histories(plain[0], [len(plain[0])], self._plain_factors[:, : len(plain[0])])
         if len(plain) == len(queries) > 0:
             sizes = [len(newest) for newest in plain]
             factors = [self._plain_factors[:, :size] for size in sizes]

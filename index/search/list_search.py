@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from index.lists.list_entries import ListedItems
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
 from index.search.scoring import ReadVectors, best_of, gather, padded, whole_scores
@@ -83,6 +84,7 @@ class ListSearch:
         bound = best[1][:, -1]
         reach = _reach(bound, lowest)
         if all(part >= seen for part, seen in zip(reach, least.tolist(), strict=True)):
+            self._keep_parts(histories, listed, entries.of_a_list, best[0])
             return best
         listed = entries.items_in(np.maximum(reach, _ABOVE_0))
         kept = (listed.parts < least.take(listed.numbers)) & (listed.parts > 0) & ~listed.found
@@ -96,6 +98,23 @@ class ListSearch:
         if filled is not None:
             rows[filled] = -1
         return best_of(np.concatenate((best[0], rows), axis=1), np.concatenate((best[1], scores), axis=1), k)
+
+    def _keep_parts(
+        self, histories: Sequence[ListQuery | None], listed: ListedItems, of_a_list: int, rows: NDArray[np.int64]
+    ) -> None:
+        """Keep what each list adds to the rows, (B, k) int64, for histories that keep it; not if a row is −1."""
+        if not any(history is not None and history.found is not None for history in histories):
+            return
+        if rows[:, -1].min() < 0:
+            return
+        items, lists = self._scores.lists.items, len(self._scores.lists.lists)
+        keys, wanted = listed.rows, rows
+        if len(histories) > 1:
+            keys, wanted = keys + listed.numbers * items, rows + (np.arange(len(histories)) * items)[:, None]
+        parts = listed.of_lists(keys.searchsorted(wanted.reshape(-1)), lists, of_a_list).reshape(*rows.shape, lists)
+        for history, own, of_own in zip(histories, rows, parts, strict=True):
+            if history is not None and history.found is not None:
+                history.found.add(own, of_own)
 
 
 def _reach(bound: NDArray[np.float32], lowest: NDArray[np.float32]) -> list[float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.lists.list_query import ListQuery
+from index.lists.list_query import FoundParts, ListQuery
 
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
@@ -41,19 +41,19 @@ class WeightedHistory:
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
-    def sequence_lists(self, slot_weights: NDArray[np.float32] | None) -> ListQuery:
+    def sequence_lists(self, slot_weights: NDArray[np.float32] | None, found: FoundParts | None = None) -> ListQuery:
         """The lists of the positive items, of which older ones count less; see :func:`sequence_query`."""
         if self.plain:
-            return ListQuery(self.rows, None, slot_weights)
+            return ListQuery(self.rows, None, slot_weights, found=found)
         positive = self.weights[self.weights > 0]
         weights = None if (positive == 1).all() else np.maximum(positive, _SMALLEST_WEIGHT).astype(np.float32)
-        return ListQuery(self.positive, weights, slot_weights)
+        return ListQuery(self.positive, weights, slot_weights, found=found)
 
-    def mean_lists(self, slot_weights: NDArray[np.float32] | None) -> ListQuery:
+    def mean_lists(self, slot_weights: NDArray[np.float32] | None, found: FoundParts | None = None) -> ListQuery:
         """The lists of the positive items, weighed as :func:`mean_query` weighs the items, whatever their order."""
         weights = self.weights[self.weights > 0] / np.abs(self.weights).sum()
         weights = np.maximum(weights, _SMALLEST_WEIGHT).astype(np.float32)
-        return ListQuery(self.positive, weights, slot_weights, recency=False)
+        return ListQuery(self.positive, weights, slot_weights, recency=False, found=found)
 
     def newest(self, limit: int) -> "WeightedHistory":
         """This history with only its newest ``limit`` positive items; all negative ones stay."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
-from index.lists.list_query import ListQuery
+from index.lists.list_query import FoundParts, ListQuery
 from index.search.row_mask import RowMask
 from index.search.scoring import ReadVectors, joined
 from service.errors import RuleBroken, RuleViolation
@@ -144,7 +144,8 @@ class ResolvedQuery:
         weights = None
         if given := self.query.slot_weights:
             weights = np.array([given.get(name, 1.0) for name in self.bundle.layout.names], dtype=np.float32)
-        return history.sequence_lists(weights) if strategy == "sequence" else history.mean_lists(weights)
+        found = FoundParts() if self.query.explain or self.query.contributions_later else None
+        return (history.sequence_lists if strategy == "sequence" else history.mean_lists)(weights, found)
 
     def fresh_job(self, job: SearchJob, found: SearchResult, pool: int, new: RowMask) -> SearchJob | None:
         """The search for the new items that a pool lacks; None if it has enough, or there are none.

@@ -117,10 +117,13 @@ def test_the_strongest_buckets_are_at_least_as_many_as_asked_for(scores):
     assert ((entries.sums >= entries.strongest(4)[:, None]).sum(axis=1) < 20).all()
 
 
+NOTHING = np.zeros(0, np.int64)
+
+
 def test_lines_are_filled_up_with_their_last_item():
-    items = ListedItems(
-        np.array([0, 2, 2, 2]), np.array([4, 1, 3, 7]), np.array([0.5, 0, 1, 2], np.float32), np.arange(4) == 1
-    )
+    numbers, rows_of, parts_of = np.array([0, 2, 2, 2]), np.array([4, 1, 3, 7]), np.array([0.5, 0, 1, 2], np.float32)
+    rest = (rows_of, parts_of, np.arange(4) == 1, NOTHING, NOTHING.astype(float), NOTHING, NOTHING)
+    items = ListedItems(numbers, *rest)
     kept = np.array([True, True, False, True])
     rows, parts, found, filled = items.in_lines(kept, 3)
     assert filled.tolist() == [[False, True], [True, True], [False, False]]
@@ -128,7 +131,7 @@ def test_lines_are_filled_up_with_their_last_item():
     assert parts[~filled].tolist() == [0.5, 0, 2]
     assert found[~filled].tolist() == [False, True, False]
     assert (rows[0, 1], parts[0, 1], found[0, 1]) == (4, 0.5, False)
-    alone = ListedItems(items.numbers * 0, items.rows, items.parts, items.found).in_lines(kept, 1)
+    alone = ListedItems(numbers * 0, *rest).in_lines(kept, 1)
     assert (alone[0].tolist(), alone[3]) == ([[4, 1, 7]], None)
 
 

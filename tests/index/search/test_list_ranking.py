@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from index.bundle.bundle import Bundle
 from index.errors import SearchError
-from index.lists.list_query import ListQuery
+from index.lists.list_query import FoundParts, ListQuery
 from index.search.scoring import ScoredRows
 from tests.support.listed_bundles import random_lists, with_lists
 
@@ -109,6 +109,29 @@ def test_a_search_gives_the_exact_best_of_the_whole_score(bundles, asked, kind):
         deeper = bundle.search(queries[number : number + 1], k + 30, allowed=mask, histories=[history])
         assert deeper.rows[0, :k][above[number]].tolist() == rows_above(found, number)
         assert deeper.scores[0, :k].tobytes() == found.scores[number].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_kept_parts_of_found_items_are_those_computed_anew(bundles, kind):
+    bundle, rng = bundles[kind], np.random.default_rng(5)
+    queries = rng.normal(size=(4, 12)).astype(np.float32) * np.float32(0.1)
+    weights = np.array([2.0, 0.0, 1.0], dtype=np.float32)
+    made = [(rng.integers(0, ITEMS, 9), None, None), (rng.integers(0, ITEMS, 3), None, weights), (np.array([7]), None)]
+    plain = [*(ListQuery(*given) for given in made), None]
+    keeping = [*(ListQuery(*given, found=FoundParts()) for given in made), None]
+    for first, last, k in ((0, 4, 20), (0, 1, 20), (1, 3, 60), (0, 2, 400)):
+        rows = bundle.search(queries[first:last], k, histories=keeping[first:last]).rows
+        apart = bundle.list_contributions(plain[first:last], rows)
+        assert bundle.list_contributions(keeping[first:last], rows).tobytes() == apart.tobytes()
+        again = rows[:, ::-1].copy()
+        assert (bundle.list_contributions(keeping[first:last], again) == apart[:, ::-1]).all()
+    assert keeping[0].found is not None
+    rows = bundle.search(queries[:1], 20, histories=keeping[:1]).rows
+    assert keeping[0].found.of(rows[0]) is not None
+    other = np.setdiff1d(np.arange(ITEMS), bundle.search(queries[:1], 60, histories=keeping[:1]).rows[0])[None, :5]
+    assert (
+        bundle.list_contributions(keeping[:1], other).tolist() == bundle.list_contributions(plain[:1], other).tolist()
+    )
 
 
 def test_the_part_of_a_list_lies_in_its_slot(bundles):
