@@ -12,6 +12,7 @@ Two more keys of every bucket, which exist only while there is an exporter (docs
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
@@ -26,6 +27,7 @@ from service.stores.redis_pipeline import Script
 
 _PAGE: Final = 1000
 _OTHER: Final = b"other"
+_LAST_SEQUENCE: Final = 2**64 - 1
 
 # KEYS: export, stream. ARGV: id of the directory, key of its erasures, the last id that the directory holds. Returns
 # the last id that was exported; `other` if another directory is exported to.
@@ -75,6 +77,45 @@ end
 return #entries
 """)
 
+# KEYS: export, stream. ARGV: the last exported id, as recorded; first id of a page of entries that the exporter has
+# read and exported; the id after its last one; number of its entries; then each user of it with the number of the
+# user's entries. Removes them, with their ids in the lists of their users. Returns how many, or -1 if nothing was
+# removed, as the stream begins with another entry or the record is another one.
+#
+# A list begins with the ids of the page, unless entries of it are gone, as those of an erased user; so one call a user
+# removes them, where `_TRIM` needs one for an entry, and reads no entry. Entries of a page that are gone are missing in
+# what XTRIM removes; then the ids are compared.
+_TRIM_READ: Final = Script("""
+local exported = redis.call('HGET', KEYS[1], 'exported')
+local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', '1')[1]
+if exported ~= ARGV[1] or not first or first[1] ~= ARGV[2] then
+    return -1
+end
+local removed, of_users = redis.call('XTRIM', KEYS[2], 'MINID', ARGV[3]), KEYS[2] .. '_ids:'
+if removed == tonumber(ARGV[4]) then
+    for at = 5, #ARGV, 2 do
+        redis.pcall('LTRIM', of_users .. ARGV[at], ARGV[at + 1], '-1')
+    end
+    return removed
+end
+local function parts(id)
+    local time, sequence = string.match(id, '(%d+)-(%d+)')
+    return tonumber(time), tonumber(sequence)
+end
+local end_time, end_sequence = parts(ARGV[3])
+for at = 5, #ARGV, 2 do
+    local list, gone = of_users .. ARGV[at], 0
+    for _, id in ipairs(redis.pcall('LRANGE', list, '0', ARGV[at + 1] - 1)) do
+        local time, sequence = parts(id)
+        if time < end_time or (time == end_time and sequence < end_sequence) then
+            gone = gone + 1
+        end
+    end
+    redis.pcall('LTRIM', list, gone, '-1')
+end
+return removed
+""")
+
 # KEYS: export, erasures. ARGV: hash and id of each erasure that is in the directory now. One that a later erasure
 # replaced stays. Returns how many are left.
 _ERASURES_WRITTEN: Final = Script("""
@@ -92,6 +133,22 @@ else
 end
 return left
 """)
+
+
+class ReadPage(NamedTuple):
+    """Entries of a bucket that were read, as they are removed in one call.
+
+    Attributes:
+        first: id of the first one.
+        last: id of the last one.
+        entries: how many.
+        users: user → how many of them are the user's.
+    """
+
+    first: str
+    last: str
+    entries: int
+    users: Mapping[str, int]
 
 
 class Waiting(NamedTuple):
@@ -236,6 +293,21 @@ class RedisEventExport:
         while await self._pipeline.run(_TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
             pass
 
+    async def trim_read(self, bucket: int, pages: Sequence[ReadPage]) -> None:
+        """Remove the entries of a bucket that were read and exported; the last exported id is that of the last page.
+
+        Args:
+            bucket: its number.
+            pages: all that was read since the last call, from :func:`pages_of`.
+        """
+        with self._translated("trim"):
+            for page in pages:
+                users = [part for user, count in page.users.items() for part in (user, count)]
+                arguments = [pages[-1].last, page.first, _next_id(page.last), page.entries, *users]
+                if await self._pipeline.run(_TRIM_READ, self._keys(bucket)[:2], arguments, int) < 0:
+                    await self._trim(bucket)
+                    return
+
     async def erasures(self) -> dict[int, dict[str, str]]:
         """Erasures that no export has taken, by bucket: hash → the last id that it covers."""
         with self._translated("erasures"):
@@ -320,6 +392,26 @@ def lost_record(bucket: int) -> str:
 def is_before(one: str, other: str) -> bool:
     """Whether an id of a stream comes before another one; an empty text comes before all."""
     return StreamId.parse(one or "0-0") < StreamId.parse(other or "0-0")
+
+
+def pages_of(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[ReadPage]:
+    """What :meth:`RedisEventExport.trim_read` needs to know of entries, as they were read.
+
+    Args:
+        entries: of one bucket, all that were read, in their order.
+    """
+    pages = []
+    for start in range(0, len(entries), _PAGE):
+        page = entries[start : start + _PAGE]
+        users = Counter(next(iter(fields.values())) for _, fields in page)
+        pages.append(ReadPage(page[0][0], page[-1][0], len(page), users))
+    return pages
+
+
+def _next_id(last: str) -> str:
+    """The lowest id after another one."""
+    milliseconds, sequence = StreamId.parse(last)
+    return str(StreamId(milliseconds, sequence + 1) if sequence < _LAST_SEQUENCE else StreamId(milliseconds + 1, 0))
 
 
 def _integer(stored: bytes | None) -> int | None:
