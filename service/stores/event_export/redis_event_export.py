@@ -21,118 +21,13 @@ from index.event_export.stream_ids import StreamId, bucket_name
 from service.errors import EventsUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
+from service.stores.event_export.redis_export_scripts import ATTACH, ERASURES_WRITTEN, MARK, TRIM, TRIM_READ
 from service.stores.history_keys import BUCKETS, erasures_key, export_key, stream_key
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
-from service.stores.redis_pipeline import Script
 
 _PAGE: Final = 1000
 _OTHER: Final = b"other"
 _LAST_SEQUENCE: Final = 2**64 - 1
-
-# KEYS: export, stream. ARGV: id of the directory, key of its erasures, the last id that the directory holds. Returns
-# the last id that was exported; `other` if another directory is exported to.
-#
-# A stream that lost its data must not give out ids again that were exported: an entry with the last one is added and
-# deleted, which fails where the stream has gone further. A failover may have lost the end of the stream and no more.
-_ATTACH: Final = Script("""
-local directory = redis.call('HGET', KEYS[1], 'directory')
-if directory and directory ~= ARGV[1] then
-    return 'other'
-end
-if not directory then
-    redis.call('HSET', KEYS[1], 'directory', ARGV[1], 'key', ARGV[2], 'exported', ARGV[3])
-    redis.call('HDEL', KEYS[1], 'detached')
-end
-if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', '')) == 'string' then
-    redis.call('XDEL', KEYS[2], ARGV[3])
-end
-return redis.call('HGET', KEYS[1], 'exported')
-""")
-
-# KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns nothing;
-# if the key is another one than this exporter knows, its directory and last exported id, empty where it has none.
-_MARK: Final = Script("""
-local known = redis.call('HMGET', KEYS[1], 'directory', 'exported')
-if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then
-    return {known[1] or '', known[2] or ''}
-end
-redis.call('HSET', KEYS[1], 'exported', ARGV[3])
-return {}
-""")
-
-# KEYS: export, stream. ARGV: most entries. Removes exported entries, each with its id in the list of its user; returns
-# how many.
-_TRIM: Final = Script("""
-local exported = redis.call('HGET', KEYS[1], 'exported')
-if not exported then
-    return 0
-end
-local entries = redis.call('XRANGE', KEYS[2], '-', exported, 'COUNT', ARGV[1])
-for _, entry in ipairs(entries) do
-    redis.call('LREM', KEYS[2] .. '_ids:' .. entry[2][2], 1, entry[1])
-end
-if #entries > 0 then
-    redis.call('XTRIM', KEYS[2], 'MAXLEN', redis.call('XLEN', KEYS[2]) - #entries)
-end
-return #entries
-""")
-
-# KEYS: export, stream. ARGV: the last exported id, as recorded; first id of a page of entries that the exporter has
-# read and exported; the id after its last one; number of its entries; then each user of it with the number of the
-# user's entries. Removes them, with their ids in the lists of their users. Returns how many, or -1 if nothing was
-# removed, as the stream begins with another entry or the record is another one.
-#
-# A list begins with the ids of the page, unless entries of it are gone, as those of an erased user; so one call a user
-# removes them, where `_TRIM` needs one for an entry, and reads no entry. Entries of a page that are gone are missing in
-# what XTRIM removes; then the ids are compared.
-_TRIM_READ: Final = Script("""
-local exported = redis.call('HGET', KEYS[1], 'exported')
-local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', '1')[1]
-if exported ~= ARGV[1] or not first or first[1] ~= ARGV[2] then
-    return -1
-end
-local removed, of_users = redis.call('XTRIM', KEYS[2], 'MINID', ARGV[3]), KEYS[2] .. '_ids:'
-if removed == tonumber(ARGV[4]) then
-    for at = 5, #ARGV, 2 do
-        redis.pcall('LTRIM', of_users .. ARGV[at], ARGV[at + 1], '-1')
-    end
-    return removed
-end
-local function parts(id)
-    local time, sequence = string.match(id, '(%d+)-(%d+)')
-    return tonumber(time), tonumber(sequence)
-end
-local end_time, end_sequence = parts(ARGV[3])
-for at = 5, #ARGV, 2 do
-    local list, gone = of_users .. ARGV[at], 0
-    for _, id in ipairs(redis.pcall('LRANGE', list, '0', ARGV[at + 1] - 1)) do
-        local time, sequence = parts(id)
-        if time < end_time or (time == end_time and sequence < end_sequence) then
-            gone = gone + 1
-        end
-    end
-    redis.pcall('LTRIM', list, gone, '-1')
-end
-return removed
-""")
-
-# KEYS: export, erasures. ARGV: hash and id of each erasure that is in the directory now. One that a later erasure
-# replaced stays. Returns how many are left.
-_ERASURES_WRITTEN: Final = Script("""
-for at = 1, #ARGV, 2 do
-    if redis.call('HGET', KEYS[2], ARGV[at]) == ARGV[at + 1] then
-        redis.call('HDEL', KEYS[2], ARGV[at])
-    end
-end
-local left = redis.call('HLEN', KEYS[2])
-if left == 0 then
-    redis.call('HDEL', KEYS[1], 'erasing')
-else
-    local time = redis.call('TIME')
-    redis.call('HSET', KEYS[1], 'erasing', string.format('%.0f', tonumber(time[1]) * 1000))
-end
-return left
-""")
 
 
 class ReadPage(NamedTuple):
@@ -209,7 +104,7 @@ class RedisEventExport:
         """
         with self._translated("attach"):
             calls = [
-                self._pipeline.run(_ATTACH, self._keys(bucket)[:2], [directory, key, position], bytes)
+                self._pipeline.run(ATTACH, self._keys(bucket)[:2], [directory, key, position], bytes)
                 for bucket, position in enumerate(positions)
             ]
             known = await asyncio.gather(*calls)
@@ -277,7 +172,7 @@ class RedisEventExport:
             EventsUnavailable: Redis has lost what was recorded, as a failover can.
         """
         with self._translated("mark"):
-            found = texts(await self._pipeline.run(_MARK, self._keys(bucket)[:1], [directory, before, now], list))
+            found = texts(await self._pipeline.run(MARK, self._keys(bucket)[:1], [directory, before, now], list))
         if found and (found[0] not in {"", directory} or is_before(before, found[1])):
             raise ExportMoved
         if found:
@@ -290,7 +185,7 @@ class RedisEventExport:
                 await self._trim(bucket)
 
     async def _trim(self, bucket: int) -> None:
-        while await self._pipeline.run(_TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
+        while await self._pipeline.run(TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
             pass
 
     async def trim_read(self, bucket: int, pages: Sequence[ReadPage]) -> None:
@@ -304,7 +199,7 @@ class RedisEventExport:
             for page in pages:
                 users = [part for user, count in page.users.items() for part in (user, count)]
                 arguments = [pages[-1].last, page.first, _next_id(page.last), page.entries, *users]
-                if await self._pipeline.run(_TRIM_READ, self._keys(bucket)[:2], arguments, int) < 0:
+                if await self._pipeline.run(TRIM_READ, self._keys(bucket)[:2], arguments, int) < 0:
                     await self._trim(bucket)
                     return
 
@@ -331,7 +226,7 @@ class RedisEventExport:
         with self._translated("erasures"):
             for start in range(0, len(pairs), _PAGE):
                 arguments = [part for pair in pairs[start : start + _PAGE] for part in pair]
-                await self._pipeline.run(_ERASURES_WRITTEN, self._keys(bucket)[::2], arguments, int)
+                await self._pipeline.run(ERASURES_WRITTEN, self._keys(bucket)[::2], arguments, int)
 
     async def waiting(self) -> list[Waiting] | None:
         """What is not exported, for each bucket; None if there is no exporter."""
