@@ -17,9 +17,11 @@ from service.errors import EventsUnavailable, ExportRefused
 from service.stores.event_export.redis_event_export import (
     ExportMoved,
     OtherExport,
+    ReadPage,
     RedisEventExport,
     Waiting,
     lost_record,
+    pages_of,
 )
 from service.stores.event_export.waiting_ages import WaitingAges
 from service.stores.history_keys import BUCKETS, bucket_cap
@@ -187,7 +189,7 @@ class Exporter:
 
     async def _round(self, due: Sequence[int]) -> Exported:
         """Export one file of each of these buckets, and a second one where midnight lies between."""
-        written, merges = [], 0
+        written, merges, read = [], 0, dict[int, list[ReadPage]]()
         before, self._full = list(self._positions), set()
         for bucket in due:
             stored = await self._events.entries(bucket, str(before[bucket]), self._rows_per_file)
@@ -198,13 +200,14 @@ class Exporter:
                 written.append(self._directory.write_entries(bucket, entries))
                 self._positions[bucket] = entries[-1][0]
                 merges += sum(is_merge(fields) for _, fields in entries)
+                read[bucket] = pages_of(stored)
         # After the reading of events: an erasure of a user whose events were read is in the directory before they are.
         erasures = await self._export_erasures()
         self._directory.commit(written)
-        for bucket in due:
-            if self._positions[bucket] != before[bucket]:
-                await self._record(bucket, str(before[bucket]), str(self._positions[bucket]))
-        await self._events.trim(due)
+        for bucket in read:
+            await self._record(bucket, str(before[bucket]), str(self._positions[bucket]))
+        for bucket, pages in read.items():  # one after another, so that other clients wait for one page at most
+            await self._events.trim_read(bucket, pages)
         files = [file for of_bucket in written for file in of_bucket.values()]
         return Exported(sum(file.rows for file in files) - merges, len(files), erasures, merges)
 

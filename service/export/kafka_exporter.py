@@ -17,7 +17,7 @@ from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
 from service.errors import ExportRefused
 from service.export.exporter import DETACH_HINT, Exported, due_buckets, known_waiting
 from service.export.kafka_topic import Record, TopicWriter
-from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport
+from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport, pages_of
 from service.stores.event_export.waiting_ages import WaitingAges
 from service.stores.history_keys import BUCKETS
 
@@ -90,7 +90,7 @@ class KafkaExporter:
             if stored:
                 await self._write(event_records(bucket, [(StreamId.parse(at), fields) for at, fields in stored]))
                 await self._record(bucket, stored[-1][0])
-                await self._events.trim([bucket])
+                await self._events.trim_read(bucket, pages_of(stored))
                 count += len(stored)
                 merges += sum(is_merge(fields) for _, fields in stored)
         return Exported(events=count - merges, files=None, merges=merges)

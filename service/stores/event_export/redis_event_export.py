@@ -12,6 +12,7 @@ Two more keys of every bucket, which exist only while there is an exporter (docs
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
@@ -20,95 +21,29 @@ from index.event_export.stream_ids import StreamId, bucket_name
 from service.errors import EventsUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
+from service.stores.event_export.redis_export_scripts import ATTACH, DETACH, ERASURES_WRITTEN, MARK, TRIM, TRIM_READ
 from service.stores.history_keys import BUCKETS, erasures_key, export_key, stream_key
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
-from service.stores.redis_pipeline import ALSO_WHEN_FULL, Script
 
 _PAGE: Final = 1000
 _OTHER: Final = b"other"
+_LAST_SEQUENCE: Final = 2**64 - 1
 
-# KEYS: export, stream. ARGV: id of the directory, key of its erasures, the last id that the directory holds. Returns
-# the last id that was exported; `other` if another directory is exported to.
-#
-# A stream that lost its data must not give out ids again that were exported: an entry with the last one is added and
-# deleted, which fails where the stream has gone further. A failover may have lost the end of the stream and no more.
-_ATTACH: Final = Script(
-    ALSO_WHEN_FULL
-    + """
-local directory = redis.call('HGET', KEYS[1], 'directory')
-if directory and directory ~= ARGV[1] then
-    return 'other'
-end
-if not directory then
-    redis.call('HSET', KEYS[1], 'directory', ARGV[1], 'key', ARGV[2], 'exported', ARGV[3])
-    redis.call('HDEL', KEYS[1], 'detached')
-end
-if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', '')) == 'string' then
-    redis.call('XDEL', KEYS[2], ARGV[3])
-end
-return redis.call('HGET', KEYS[1], 'exported')
-"""
-)
 
-# KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns nothing;
-# if the key is another one than this exporter knows, its directory and last exported id, empty where it has none.
-_MARK: Final = Script(
-    ALSO_WHEN_FULL
-    + """
-local known = redis.call('HMGET', KEYS[1], 'directory', 'exported')
-if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then
-    return {known[1] or '', known[2] or ''}
-end
-redis.call('HSET', KEYS[1], 'exported', ARGV[3])
-return {}
-"""
-)
+class ReadPage(NamedTuple):
+    """Entries of a bucket that were read, as they are removed in one call.
 
-# KEYS: export of the first bucket.
-_DETACH: Final = Script(
-    ALSO_WHEN_FULL
-    + """
-return redis.call('HSET', KEYS[1], 'detached', '1')
-"""
-)
+    Attributes:
+        first: id of the first one.
+        last: id of the last one.
+        entries: how many.
+        users: user → how many of them are the user's.
+    """
 
-# KEYS: export, stream. ARGV: most entries. Removes exported entries, each with its id in the list of its user; returns
-# how many.
-_TRIM: Final = Script("""
-local exported = redis.call('HGET', KEYS[1], 'exported')
-if not exported then
-    return 0
-end
-local entries = redis.call('XRANGE', KEYS[2], '-', exported, 'COUNT', ARGV[1])
-for _, entry in ipairs(entries) do
-    redis.call('LREM', KEYS[2] .. '_ids:' .. entry[2][2], 1, entry[1])
-end
-if #entries > 0 then
-    redis.call('XTRIM', KEYS[2], 'MAXLEN', redis.call('XLEN', KEYS[2]) - #entries)
-end
-return #entries
-""")
-
-# KEYS: export, erasures. ARGV: hash and id of each erasure that is in the directory now. One that a later erasure
-# replaced stays. Returns how many are left.
-_ERASURES_WRITTEN: Final = Script(
-    ALSO_WHEN_FULL
-    + """
-for at = 1, #ARGV, 2 do
-    if redis.call('HGET', KEYS[2], ARGV[at]) == ARGV[at + 1] then
-        redis.call('HDEL', KEYS[2], ARGV[at])
-    end
-end
-local left = redis.call('HLEN', KEYS[2])
-if left == 0 then
-    redis.call('HDEL', KEYS[1], 'erasing')
-else
-    local time = redis.call('TIME')
-    redis.call('HSET', KEYS[1], 'erasing', string.format('%.0f', tonumber(time[1]) * 1000))
-end
-return left
-"""
-)
+    first: str
+    last: str
+    entries: int
+    users: Mapping[str, int]
 
 
 class Waiting(NamedTuple):
@@ -169,7 +104,7 @@ class RedisEventExport:
         """
         with self._translated("attach"):
             calls = [
-                self._pipeline.run(_ATTACH, self._keys(bucket)[:2], [directory, key, position], bytes)
+                self._pipeline.run(ATTACH, self._keys(bucket)[:2], [directory, key, position], bytes)
                 for bucket, position in enumerate(positions)
             ]
             known = await asyncio.gather(*calls)
@@ -185,7 +120,7 @@ class RedisEventExport:
         """
         with self._translated("detach"):
             left = await asyncio.gather(*[self._pipeline.call("HLEN", self._keys(b)[2], kind=int) for b in _ALL])
-            await self._pipeline.run(_DETACH, self._keys(0)[:1], [], int)
+            await self._pipeline.run(DETACH, self._keys(0)[:1], [], int)
             await asyncio.gather(
                 *[self._pipeline.call("UNLINK", *self._keys(b)[:3:2], kind=int) for b in _ALL if b],
                 self._pipeline.call("UNLINK", self._keys(0)[2], kind=int),
@@ -237,7 +172,7 @@ class RedisEventExport:
             EventsUnavailable: Redis has lost what was recorded, as a failover can.
         """
         with self._translated("mark"):
-            found = texts(await self._pipeline.run(_MARK, self._keys(bucket)[:1], [directory, before, now], list))
+            found = texts(await self._pipeline.run(MARK, self._keys(bucket)[:1], [directory, before, now], list))
         if found and (found[0] not in {"", directory} or is_before(before, found[1])):
             raise ExportMoved
         if found:
@@ -250,8 +185,23 @@ class RedisEventExport:
                 await self._trim(bucket)
 
     async def _trim(self, bucket: int) -> None:
-        while await self._pipeline.run(_TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
+        while await self._pipeline.run(TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
             pass
+
+    async def trim_read(self, bucket: int, pages: Sequence[ReadPage]) -> None:
+        """Remove the entries of a bucket that were read and exported; the last exported id is that of the last page.
+
+        Args:
+            bucket: its number.
+            pages: all that was read since the last call, from :func:`pages_of`.
+        """
+        with self._translated("trim"):
+            for page in pages:
+                users = [part for user, count in page.users.items() for part in (user, count)]
+                arguments = [pages[-1].last, page.first, _next_id(page.last), page.entries, *users]
+                if await self._pipeline.run(TRIM_READ, self._keys(bucket)[:2], arguments, int) < 0:
+                    await self._trim(bucket)
+                    return
 
     async def erasures(self) -> dict[int, dict[str, str]]:
         """Erasures that no export has taken, by bucket: hash → the last id that it covers."""
@@ -276,7 +226,7 @@ class RedisEventExport:
         with self._translated("erasures"):
             for start in range(0, len(pairs), _PAGE):
                 arguments = [part for pair in pairs[start : start + _PAGE] for part in pair]
-                await self._pipeline.run(_ERASURES_WRITTEN, self._keys(bucket)[::2], arguments, int)
+                await self._pipeline.run(ERASURES_WRITTEN, self._keys(bucket)[::2], arguments, int)
 
     async def waiting(self) -> list[Waiting] | None:
         """What is not exported, for each bucket; None if there is no exporter."""
@@ -337,6 +287,26 @@ def lost_record(bucket: int) -> str:
 def is_before(one: str, other: str) -> bool:
     """Whether an id of a stream comes before another one; an empty text comes before all."""
     return StreamId.parse(one or "0-0") < StreamId.parse(other or "0-0")
+
+
+def pages_of(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[ReadPage]:
+    """What :meth:`RedisEventExport.trim_read` needs to know of entries, as they were read.
+
+    Args:
+        entries: of one bucket, all that were read, in their order.
+    """
+    pages = []
+    for start in range(0, len(entries), _PAGE):
+        page = entries[start : start + _PAGE]
+        users = Counter(next(iter(fields.values())) for _, fields in page)
+        pages.append(ReadPage(page[0][0], page[-1][0], len(page), users))
+    return pages
+
+
+def _next_id(last: str) -> str:
+    """The lowest id after another one."""
+    milliseconds, sequence = StreamId.parse(last)
+    return str(StreamId(milliseconds, sequence + 1) if sequence < _LAST_SEQUENCE else StreamId(milliseconds + 1, 0))
 
 
 def _integer(stored: bytes | None) -> int | None:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from index.event_export.directory import ExportDirectory
 from index.event_export.stream_ids import StreamId
 from service.errors import EventsUnavailable, ExportRefused
 from service.export.exporter import Exporter
-from service.stores.event_export.redis_event_export import RedisEventExport
-from service.stores.history_keys import bucket_of, stream_key
+from service.stores.event_export import redis_event_export
+from service.stores.event_export.redis_event_export import ReadPage, RedisEventExport, pages_of
+from service.stores.history_keys import BUCKETS, bucket_of, stream_key
 from service.stores.protocols import Event
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisHistories
@@ -50,22 +52,56 @@ def test_every_event_is_exported_once_and_then_trimmed(shop: Shop) -> None:
 
 def test_buckets_are_trimmed_one_after_another(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Together they would be one exchange, which Redis carries out before it answers anybody else."""
-    running, most, trim = 0, 0, RedisEventExport._trim
+    running, most, trim = 0, 0, RedisEventExport.trim_read
 
-    async def watched(events: RedisEventExport, bucket: int) -> None:
+    async def watched(events: RedisEventExport, bucket: int, pages: Sequence[ReadPage]) -> None:
         nonlocal running, most
         running, most = running + 1, max(most, running + 1)
-        await trim(events, bucket)
+        await trim(events, bucket, pages)
         running -= 1
 
     async def check(store: RedisHistories) -> None:
         await store.append(some_events(250))
-        monkeypatch.setattr(RedisEventExport, "_trim", watched)
+        monkeypatch.setattr(RedisEventExport, "trim_read", watched)
         assert (await shop.export()).events == 250
         assert await store.stream() == []
 
     shop.run(check)
     assert most == 1
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "erased", "cut", "left behind", "not recorded"])
+def test_what_was_read_is_trimmed_and_nothing_else(shop: Shop, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    """The entries of a bucket and their ids in the lists of users, whatever was removed or left since the reading."""
+    monkeypatch.setattr(redis_event_export, "_PAGE", 4)
+    users = [user for user in map(str, range(1000)) if bucket_of(user) == 5][:3]
+    stream = stream_key(shop.prefix, 5)
+
+    async def check(store: RedisHistories) -> None:
+        await store.append([Event(users[n % len(users)], f"i{n}", 1.0 + n) for n in range(9)])
+        async with shop.events() as events:
+            await events.attach("d", "k", ["0-0"] * BUCKETS)
+            read = await events.entries(5, "0-0", 100)
+            if meanwhile == "erased":
+                await store.erase(users[1])
+            elif meanwhile == "left behind":
+                read = read[2:]
+            elif meanwhile == "cut":
+                with admin(shop) as client:
+                    for entry_id, fields in read[:2]:
+                        client.xdel(stream, entry_id)
+                        client.lrem(f"{stream}_ids:{fields['user_id']}", 1, entry_id)
+            await store.append([Event(user, "later", 20.0) for user in users])
+            if meanwhile != "not recorded":
+                await events.mark(5, "d", "0-0", read[-1][0])
+            await events.trim_read(5, pages_of(read))
+
+    shop.run(check)
+    left = 3 if meanwhile != "not recorded" else 12
+    with admin(shop) as client:
+        ids = [entry_id for entry_id, _ in client.xrange(stream)]
+        lists = [entry_id for user in users for entry_id in client.lrange(f"{stream}_ids:{user}", 0, -1)]
+    assert (len(ids), sorted(lists)) == (left, sorted(ids))
 
 
 def test_the_name_of_a_file_has_bucket_and_ids(shop: Shop) -> None:
@@ -133,7 +169,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 
     for owner, names in (
         (ExportDirectory, ("write_entries", "commit", "add_erasures")),
-        (RedisEventExport, ("mark", "trim", "erasures_written")),
+        (RedisEventExport, ("mark", "trim", "trim_read", "erasures_written")),
         (directory_module.DayManifest, ("save",)),
     ):
         for name in names:
@@ -149,7 +185,7 @@ async def _killed_after(done: Any, name: str, moment: str) -> Any:
 
 STEPS = [
     *("write_entries", "add_erasures", "erasures_written"),
-    *("commit", "save", "mark", "trim"),
+    *("commit", "save", "mark", "trim", "trim_read"),
 ]
 
 
