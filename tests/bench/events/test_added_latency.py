@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 from bench.events.added_latency import medians, summary, table
+from bench.index.catalogues import LAYOUT
+from bench.index.encoder import MAX_HISTORY, record_of, shape
+from tests.support.mean_encoder import write_mean_encoder
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +31,9 @@ def test_differences_are_of_medians_of_one_round() -> None:
 
 def test_all_services_answer_at_toy_size_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
+    encoder = tmp_path / "encoder.onnx"  # kept from an earlier run; exporting one is a third of the work of this test
+    write_mean_encoder(LAYOUT, MAX_HISTORY, encoder)
+    record_of(encoder).write_text(json.dumps(shape()))
     command = [sys.executable, "-m", "bench.events.added_latency", "--items", "300", "--neighbours", "0"]
     command += ["--users", "40", "--requests", "5", "--pause-ms", "0", "--work", str(tmp_path), "--out", str(out)]
     subprocess.run([*command, "--rounds", "1"], check=True, cwd=ROOT, capture_output=True)
