@@ -55,8 +55,17 @@ class ItemPictures:
         target = self._directory / _FOLDER / below
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(found, target)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(found, target)
+            link_or_copy(found, target)
         return (Path(_FOLDER) / below).as_posix()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link a file to a new name, or copy it where that cannot be: on another file system, or one without links.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
