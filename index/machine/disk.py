@@ -145,6 +145,23 @@ def new_array_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.m
     return mapped
 
 
+def allocate(path: Path, descriptor: int, size: int) -> None:
+    """Allocate the space of an open file, as a full disk would end the process with SIGBUS at a later write.
+
+    Args:
+        path: of the file, for the error.
+        descriptor: of the file, open for writing.
+        size: bytes from its beginning.
+
+    Raises:
+        OSError: there is not enough space; it names the file, as the call of the system does not.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def is_stream(path: Path) -> bool:
     """Whether a path is a device, pipe or socket, or an open file such as ``/dev/stdout``.
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
+from index.machine.disk import allocate
+
 Caller = bytes | str
 
 MOST_CALLERS: Final = 65_536
@@ -86,7 +88,7 @@ class SharedBuckets:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         try:
             if os.fstat(self._descriptor).st_size < size:
-                os.posix_fallocate(self._descriptor, 0, size)
+                allocate(directory / _FILE, self._descriptor, size)
                 os.pwrite(self._descriptor, os.urandom(_KEY_BYTES), 0)
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from index.machine.disk import allocate
 from service.errors import NotReady
 
 _FILE: Final = "board"
@@ -50,7 +51,7 @@ class WorkerBoard:
         size = count * _FIELDS * _WORD
         descriptor = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(descriptor).st_size < size:
-            os.posix_fallocate(descriptor, 0, size)
+            allocate(directory / _FILE, descriptor, size)
         self._descriptor = descriptor
         self._numbers = memoryview(mmap.mmap(descriptor, size)).cast("q")
 

@@ -24,6 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue
 
+from index.machine.disk import allocate
 from service.runtime.worker_board import WorkerBoard, WorkerState
 from service.settings.worker_place import WorkerPlace
 
@@ -246,7 +247,7 @@ def _open(path: Path, size: int) -> MmapedDict:
     if not path.exists():
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            allocate(path, descriptor, size)
         finally:
             os.close(descriptor)
     return MmapedDict(str(path))  # type: ignore[no-untyped-call]  # untyped in the library

@@ -5,6 +5,7 @@ control group that ran out of memory, the next service finds the directory unloc
 memory for as long as they are there.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,10 +16,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from service.errors import StartError
+
 _MEMORY: Final = "/dev/shm"  # noqa: S108 - a file there has a name of its own
 _SHARED_BYTES: Final = 4 << 20  # of each worker, and of what all share; far more than they begin with
 _PREFIX: Final = "vlm2rec-shared-"
 _UNLOCKED_PREFIX: Final = "vlm2rec-new-"  # until it is locked, so that another service does not remove it
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -32,19 +36,59 @@ def shared_directory(count: int) -> Iterator[Path]:
         count: number of workers.
 
     Raises:
-        OSError: no directory for temporary files can be written.
+        StartError: neither has room, or no directory for temporary files can be written.
     """
     _remove_left()
     try:
         has_room = shutil.disk_usage(_MEMORY).free > _SHARED_BYTES * (1 + count)  # 64 MiB in a container of Docker
         directory, lock = _made(_MEMORY if has_room else None)
     except OSError:
-        directory, lock = _made(None)
+        try:
+            directory, lock = _made(None)
+        except OSError as error:
+            raise StartError(f"{_no_room(count, None)}; no directory for temporary files: {error}") from error
     try:
         yield directory
+    except OSError as error:
+        if (reason := shortage(error, directory, count)) is None:
+            raise
+        raise StartError(reason) from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+
+
+def shortage(error: OSError, directory: Path, count: int) -> str | None:
+    """What to tell operators of an error, where a file in the directory of the workers found no room.
+
+    Args:
+        error: of the operating system.
+        directory: of the workers.
+        count: number of workers.
+
+    Returns:
+        None for any other error.
+    """
+    is_shared = error.filename is not None and Path(error.filename).parent == directory
+    return _no_room(count, directory.parent) if is_shared and error.errno in _FULL else None
+
+
+def _no_room(count: int, other: Path | None) -> str:
+    """The message where neither the memory nor the other directory has room; None: there is no other."""
+    places = dict.fromkeys([Path(_MEMORY), *([] if other is None else [other])])
+    free = ", ".join(f"{place} has {_free(place)}" for place in places)
+    return (
+        f"no room for the files that {count} workers share: {_SHARED_BYTES * (1 + count):,} bytes are needed, {free}; "
+        f"give {_MEMORY} more (docker run --shm-size 256m; Kubernetes: an emptyDir of medium Memory), free some space, "
+        "or start fewer --workers"
+    )
+
+
+def _free(place: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(place).free:,} bytes free"
+    except OSError as error:
+        return f"none ({error.strerror})"
 
 
 def _made(parent: str | None) -> tuple[Path, int]:

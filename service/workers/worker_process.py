@@ -26,6 +26,7 @@ from service.server import SocketServer, configure_process, run
 from service.settings.load import Settings
 from service.settings.worker_place import WorkerPlace
 from service.workers.handover import Handover, PassingProtocol
+from service.workers.shared_directory import shortage
 
 STARTED: Final = b"started"
 """Message to the parent: requests are answered."""
@@ -67,7 +68,8 @@ def run_worker(
     try:
         run(settings, listener, partial(_WorkerServer, place.number, board, control, handover))
     except (ServiceError, IndexingError, OSError) as error:
-        _tell(control, FAILED + str(error).encode()[: _MESSAGE_BYTES - len(FAILED)])
+        full = shortage(error, place.directory, place.count) if isinstance(error, OSError) else None
+        _tell(control, FAILED + (full or str(error)).encode()[: _MESSAGE_BYTES - len(FAILED)])
         return EXIT_FAILED
     finally:
         if _has_ended(control):

@@ -10,6 +10,7 @@ from typing import Any
 
 from index.machine.locks import directory_lock
 from training.errors import DatasetError, RunBusy
+from training.imports.item_pictures import link_or_copy
 from training.runs.lock import run_lock
 
 RECORD_FILE = "import.json"
@@ -142,7 +143,7 @@ def _keep_fetched(directory: Path, partial: Path) -> None:
 
 def _link_new(source: str, target: str) -> None:
     if not Path(target).exists():
-        os.link(source, target)
+        link_or_copy(Path(source), Path(target))
 
 
 def _replace(partial: Path, directory: Path, old: Path) -> None:

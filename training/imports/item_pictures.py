@@ -60,11 +60,20 @@ class ItemPictures:
             target = target.with_name(f"{below.stem}-{number}{below.suffix}")
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(found, target)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(found, target)
+            link_or_copy(found, target)
         return target.relative_to(self._directory).as_posix()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link a file to a new name, or copy it where that cannot be: on another file system, or one without links.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _is_same(found: Path, target: Path) -> bool:

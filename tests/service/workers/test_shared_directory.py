@@ -1,14 +1,18 @@
 """The directory that the workers of a service share: removed at the end, and by the next service after a kill."""
 
+import errno
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from service.errors import StartError
+from service.runtime.worker_board import WorkerBoard
 from service.workers import shared_directory as module
 from service.workers.shared_directory import shared_directory
 
@@ -58,6 +62,39 @@ def test_without_memory_it_is_among_the_temporary_files(places: Path) -> None:
     (places / "memory").rmdir()
     with shared_directory(2) as directory:
         assert directory.parent == places / "temporary"
+
+
+@pytest.mark.parametrize("has_memory", [True, False])
+def test_without_room_the_error_names_places_bytes_and_the_remedy(
+    places: Path, monkeypatch: pytest.MonkeyPatch, has_memory: bool
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    free = {str(places / "memory"): 10**9 if has_memory else 1000, str(places / "temporary"): 2000}
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[str(place)]))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StartError) as caught, shared_directory(2) as directory:
+        WorkerBoard(directory, 2)
+    message = str(caught.value)
+    assert "for the files that 2 workers share: 12,582,912 bytes are needed, " in message
+    assert f"{places / 'memory'} has {'1,000,000,000' if has_memory else '1,000'} bytes free" in message
+    assert (f"{places / 'temporary'} has 2,000 bytes free" in message) is not has_memory
+    assert "docker run --shm-size 256m" in message
+    assert list(places.rglob("*/*")) == []
+
+
+def test_without_any_place_for_it_the_error_says_so(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("memory", "temporary"):
+        (places / name).rmdir()
+    message = r"no room .*memory has none \(No such file or directory\); give .*temporary"
+    with pytest.raises(StartError, match=message), shared_directory(2):
+        pass
+
+
+def test_an_error_of_another_file_is_left_as_it_is(places: Path) -> None:
+    with pytest.raises(OSError, match="another"), shared_directory(2):
+        raise OSError(errno.ENOSPC, "another", str(places / "another"))
 
 
 def test_that_of_a_service_that_was_killed_is_removed_by_the_next_one() -> None:

@@ -74,6 +74,23 @@ def test_an_earlier_import_is_replaced_only_if_asked(write_source: Callable[...,
     assert content(shop) == before | {"image-fetches.jsonl": b"{}\n", "images/fetched.jpg": b"picture"}
 
 
+def test_fetched_pictures_are_copied_where_no_link_can_be_made(
+    write_source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = tmp_path / "shop"
+    run(write_source, shop)
+    (shop / "image-fetches.jsonl").write_text("{}\n")
+    (shop / "images").mkdir()
+    (shop / "images/fetched.jpg").write_bytes(b"picture")
+
+    def no_link(*_: object) -> None:
+        raise PermissionError("links are not allowed here")
+
+    monkeypatch.setattr(os, "link", no_link)
+    run(write_source, shop, force=True)
+    assert content(shop)["images/fetched.jpg"] == b"picture"
+
+
 def test_the_source_is_never_inside(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES)
     for directory in (source, tmp_path):
