@@ -24,11 +24,18 @@ the rule, the value that broke it and the remedy.
 """
 
 import errno
+from collections.abc import Collection
 from typing import Final
 
 from index.bound_check import BoundCheck
 
 _LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_UNREACHABLE: Final = frozenset(
+    {
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.EREMOTEIO),
+    }
+)
 
 
 class IndexingError(Exception):
@@ -125,8 +132,22 @@ def lacks_resources(error: BaseException | None) -> bool:
     Such an error says nothing of the file that could not be opened. A MemoryError of Python is none, as damaged sizes
     raise it too.
     """
+    return _has_code(error, _LACKS)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """As :func:`lacks_resources`, and for a mount whose server does not answer: such errors say nothing of a file."""
+    return _has_code(error, _LACKS | _UNREACHABLE)
+
+
+def reading_failed(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was translated from, is of a mount without its server or of a broken disk."""
+    return _has_code(error, _UNREACHABLE | {errno.EIO})
+
+
+def _has_code(error: BaseException | None, codes: Collection[int]) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _LACKS:
+        if isinstance(error, OSError) and error.errno in codes:
             return True
         error = error.__cause__
     return False

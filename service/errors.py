@@ -48,7 +48,7 @@ from typing import Final, Literal, NamedTuple
 RefusalReason = Literal[
     "missing", "invalid", "encoder", "answers", "bound", "altered", "retrieval", "resources", "unavailable", "error"
 ]
-RETRIED: Final[frozenset[RefusalReason]] = frozenset({"retrieval", "resources"})
+RETRIED: Final[frozenset[RefusalReason]] = frozenset({"retrieval", "resources", "unavailable"})
 """Reasons that may pass without another publication of the bundle."""
 
 

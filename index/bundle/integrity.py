@@ -6,6 +6,7 @@ small files and files that do not match the stamp. The stamp misses a change in 
 ``full`` verification detects it, and so does :func:`hash_files`, which runs in the background of a service.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Literal
 
 from index.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
-from index.errors import BundleInvalid, BundleNotFound
+from index.errors import BundleInvalid, BundleNotFound, lacks_resources, reading_failed
 
 Verify = Literal["stamp", "full"]
 
 _STAMP_FORMAT = 1
 _LARGEST_STAMP = 64 << 20
 _SMALL = 1 << 20  # bytes; smaller files are hashed at every load
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 _BLOCK = 1 << 20  # bytes hashed between two checks of whether to stop, about half a millisecond
 
 
@@ -205,7 +208,8 @@ def _check_size(path: Path, entry: FileEntry) -> None:
     try:
         status = path.lstat()
     except OSError as error:
-        raise BundleInvalid(f"{path}: the file is missing ({error.strerror}); publish the bundle again") from error
+        what = "the file is missing" if error.errno in _ABSENT else "cannot be read"
+        raise BundleInvalid(f"{path}: {what} ({error.strerror or error}); {_remedy(error)}") from error
     if not path.is_file() or path.is_symlink():
         raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
     if status.st_size != entry.size:
@@ -214,11 +218,19 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         )
 
 
+def _remedy(error: OSError) -> str:
+    if lacks_resources(error):
+        return "raise the limit on open files (ulimit -n) or on memory"
+    if reading_failed(error):
+        return "check the disk and its mount"
+    return "check its owner and permissions" if error.errno in _FORBIDDEN else "publish the bundle again"
+
+
 def _check_hash(path: Path, entry: FileEntry, between: Callable[[], None] = _nothing) -> None:
     try:
         digest = sha256_of(path, between)
     except OSError as error:
-        raise BundleInvalid(f"{path}: cannot be read ({error}); publish the bundle again") from error
+        raise BundleInvalid(f"{path}: cannot be read ({error.strerror or error}); {_remedy(error)}") from error
     if digest != entry.sha256:
         raise BundleInvalid(
             f"{path}: its content was altered (sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…); publish "

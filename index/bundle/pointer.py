@@ -48,8 +48,12 @@ class Pointer:
             return cls()
         except NotADirectoryError as error:
             raise RegistryError(f"{path.parent}: a registry is a directory, not a file; name another one") from error
+        except IsADirectoryError as error:
+            raise RegistryError(f"{path}: is a directory, not a file; delete it and publish again") from error
         except OSError as error:
-            raise RegistryError(f"{path}: cannot be read ({error}); delete it and publish again") from error
+            raise RegistryError(
+                f"{path}: cannot be read ({error.strerror or error}); check its owner and its mount"
+            ) from error
 
     @classmethod
     def parse(cls, content: bytes, source: str) -> "Pointer":

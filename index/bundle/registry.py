@@ -24,7 +24,7 @@ from index.bundle.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_
 from index.bundle.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
 from index.bundle.pointer import POINTER_FILE, Pointer
 from index.bundle.unused_modalities import UnusedModality
-from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
+from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError, may_pass
 from index.machine.disk import describe_disk_error
 from index.machine.locks import file_lock
 
@@ -228,8 +228,7 @@ class Registry:
             if deleted:
                 pointer.without(deleted, ids).write(self.pointer)
             for item in deleted:
-                temporary = self._temporary_directory()
-                (self.root / item).rename(temporary)
+                (self.root / item).rename(temporary := self._temporary_directory())
                 stamp_path(self.root / item).unlink(missing_ok=True)
                 remove_directory(temporary)
         return deleted
@@ -261,15 +260,16 @@ class Registry:
             manifest = Manifest.read(path)
             verify_files(path, manifest, "full", progress)
             intact = manifest.content == wanted.content
-        except BundleInvalid:
+        except BundleInvalid as error:
+            if may_pass(error):
+                raise  # that says nothing of the bundle
             intact = False
         if intact:
             make_read_only(path / name for name in (*manifest.files, MANIFEST_FILE))
             write_stamp(path, manifest)
             return True
         stamp_path(path).unlink(missing_ok=True)
-        temporary = self._temporary_directory()
-        path.rename(temporary)
+        path.rename(temporary := self._temporary_directory())
         remove_directory(temporary)
         return False
 

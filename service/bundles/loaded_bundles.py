@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Final, TypeVar
 
@@ -51,6 +52,7 @@ class LoadedBundle:
         altered: whether a file was found altered.
         truncated: whether a mapped file has become shorter; nothing of the bundle may be read any more.
         found_at: monotonic seconds when the watcher found it.
+        hash_again_at: monotonic seconds when its files are hashed again, as one could not be read.
     """
 
     bundle: Bundle
@@ -61,6 +63,7 @@ class LoadedBundle:
     altered: bool = False
     truncated: bool = False
     found_at: float = field(default_factory=monotonic)
+    hash_again_at: float = inf
 
 
 class LoadedBundles:
@@ -167,12 +170,12 @@ class LoadedBundles:
         previous = self.previous
         if previous is None or previous.altered or previous.bundle.id != bundle_id:
             return None
-        if await self._was_written(previous.bundle.files):
-            if self.previous is previous:
-                self.release(previous)  # loading it again verifies its hashes
-            return None
+        written = await self._was_written(previous.bundle.files)
         if self.previous is not previous:
             return None  # it was released meanwhile
+        if written:
+            self.release(previous)  # loading it again verifies its hashes
+            return None
         previous.found_at, previous.comparison = monotonic(), None
         return previous
 
@@ -300,10 +303,7 @@ class LoadedBundles:
             self.workers.hold(self._held())
 
     async def is_refused(self, bundle_id: str) -> bool:
-        """Whether exactly this publication of a bundle was refused, and no other worker has approved it since.
-
-        True also where the file system of the registry does not answer, so that nothing can be loaded.
-        """
+        """Whether this publication was refused, with no approval by another worker since, or cannot be read now."""
         try:
             identity = await self.files.run(partial(self.loader.identity, bundle_id), patience_s=_CHECK_LIMIT_S)
             if not self.refusals.contains(bundle_id, identity):

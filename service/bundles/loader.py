@@ -19,6 +19,7 @@ from index.errors import (
     RegistryError,
     StoreUnavailable,
     lacks_resources,
+    reading_failed,
 )
 from service.errors import BundleRefused, RefusalReason, RetrieverUnavailable
 from service.retrieval.faiss_retriever import FAISS
@@ -292,6 +293,8 @@ def refusal(error: Exception) -> BundleRefused:
         return BundleRefused("retrieval", str(error))
     if lacks_resources(error):
         return BundleRefused("resources", str(error) or type(error).__name__)
+    if reading_failed(error):
+        return BundleRefused("unavailable", str(error) or type(error).__name__)
     reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
     message = str(error) if isinstance(error, IndexingError) else f"{type(error).__name__}: {error}"
     return BundleRefused(reason, message)

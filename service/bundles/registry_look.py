@@ -12,6 +12,7 @@ from typing import Final
 
 from index.bundle.mapped_files import MappedFiles
 from index.errors import BundleInvalid, RegistryError
+from service.bundles.loaded_bundles import LoadedBundle
 from service.bundles.loader import BundleLoader
 from service.errors import FilesUnavailable
 from service.runtime.file_calls import ABANDONED_S, SILENT, FileCalls
@@ -52,19 +53,21 @@ class RegistryLook:
         self._running: asyncio.Task[Look] | None = None
         self._is_late = False
 
-    async def take(self, mapped: Sequence[MappedFiles], *, pointer: bool, asked_at: int) -> Look:
+    async def take(self, held: Sequence[LoadedBundle | None], *, pointer: bool, asked_at: int) -> Look:
         """What the registry has now, or had when an earlier look began that took longer.
 
         Args:
-            mapped: files of the bundles in memory.
+            held: the bundles in memory.
             pointer: whether the pointer is read.
             asked_at: number of changes by operators until now.
 
         Raises:
             FilesUnavailable: the file system has not answered yet.
         """
+        mapped = tuple(loaded.bundle.files for loaded in held if loaded is not None and not loaded.truncated)
+        del held  # a reference would keep a bundle in memory
         if self._running is None:
-            look = partial(self._look, tuple(mapped), pointer, asked_at)
+            look = partial(self._look, mapped, pointer, asked_at)
             self._running = asyncio.create_task(self._calls.run(look, patience_s=ABANDONED_S))
         await asyncio.wait({self._running}, timeout=0 if self._is_late else _PATIENCE_S)
         self._is_late = not self._running.done()

@@ -7,6 +7,7 @@ requests go on. A bad bundle is refused and remembered, and the active one stays
 import asyncio
 from collections.abc import Coroutine
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -17,7 +18,7 @@ from service.bundles.loaded_bundles import LoadedBundle, LoadedBundles
 from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
 from service.bundles.poll_errors import PollErrors
-from service.bundles.refusals import BundleRefusal
+from service.bundles.refusals import RETRY_S, BundleRefusal
 from service.bundles.registry_look import Look, RegistryLook
 from service.bundles.startup import Startup
 from service.bundles.worker_bundles import hash_in_full
@@ -226,12 +227,11 @@ class Watcher:
 
     async def _take_look(self) -> Look | None:
         """Look at the pointer, unless a bundle is pinned, and at the files in memory; None: they do not answer yet."""
-        held = (self._loaded.previous, self._loaded.active)
-        mapped = [loaded.bundle.files for loaded in held if loaded is not None and not loaded.truncated]
-        pointer = self._operator_state.pin is None
-        del held  # a reference would keep a bundle in memory
+        pointer, changes = self._operator_state.pin is None, self._operator_changes
         try:
-            look = await self._look.take(mapped, pointer=pointer, asked_at=self._operator_changes)
+            look = await self._look.take(
+                (self._loaded.previous, self._loaded.active), pointer=pointer, asked_at=changes
+            )
         except FilesUnavailable as error:
             self._errors.report("pointer", f"{self._loader.location}: {error}")
             return None
@@ -258,6 +258,9 @@ class Watcher:
         elif active.bundle.files in look.written and not active.altered:
             self._log.warning("files written to in place", bundle=active.bundle.id)
             active.verified = False
+            self._spawn(self._verify(active))
+        elif monotonic() >= active.hash_again_at:
+            active.hash_again_at = inf
             self._spawn(self._verify(active))
 
     async def _sync_operator_state(self) -> None:
@@ -344,12 +347,9 @@ class Watcher:
         if old is not None:
             seconds = monotonic() - loaded.found_at
             self._metrics.swapped(seconds, loaded.comparison)
+            took, shown = round(seconds, 3), None if loaded.comparison is None else loaded.comparison.as_json()
             self._log.info(
-                "bundle swapped",
-                bundle=loaded.bundle.id,
-                before=old.bundle.id,
-                seconds=round(seconds, 3),
-                comparison=None if loaded.comparison is None else loaded.comparison.as_json(),
+                "bundle swapped", bundle=loaded.bundle.id, before=old.bundle.id, seconds=took, comparison=shown
             )
         if not loaded.verified:
             self._spawn(self._verify(loaded))
@@ -362,8 +362,10 @@ class Watcher:
                 loaded.bundle, lambda: self._stopped or self._loaded.active is not loaded, self._loaded.workers
             )
         )
-        if isinstance(found, bool):
-            loaded.verified = found
+        if found is None:
+            loaded.hash_again_at = monotonic() + RETRY_S
+        if not isinstance(found, BundleRefused):
+            loaded.verified = bool(found)
             return
         if loaded.altered:
             return  # another check has found it already

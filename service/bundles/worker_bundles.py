@@ -20,7 +20,7 @@ from time import monotonic, sleep, time
 from typing import Final
 
 from index.bundle.bundle import Bundle
-from index.errors import BundleInvalid, BundleNotFound
+from index.errors import BundleInvalid, BundleNotFound, may_pass
 from service.bundles.validation import ValidBundle
 from service.errors import BundleRefused, NotReady, RefusalReason
 from service.runtime.worker_board import WorkerBoard, bundle_digest
@@ -238,13 +238,22 @@ def _is_locked(descriptor: int) -> bool:
     return True
 
 
-def hash_in_full(bundle: Bundle, stop: Callable[[], bool], workers: WorkerBundles | None) -> bool | BundleRefused:
-    """Whether every file was hashed; a refusal if one was altered. A deleted bundle can still answer requests."""
+def hash_in_full(
+    bundle: Bundle, stop: Callable[[], bool], workers: WorkerBundles | None
+) -> bool | BundleRefused | None:
+    """Whether every file was hashed; a refusal if one was altered. A deleted bundle can still answer requests.
+
+    None: a file cannot be read now, for want of descriptors or as its mount does not answer, which says nothing of it.
+    """
     try:
         if workers is not None:
             return workers.hashed_once(bundle.id, lambda: bundle.verify_in_full(stop), stop)
         return bundle.verify_in_full(stop)
     except BundleNotFound:
         return False
-    except BundleInvalid as error:
+    except (BundleInvalid, OSError) as error:
+        if may_pass(error):
+            return None
+        if isinstance(error, OSError):
+            raise
         return BundleRefused("altered", str(error))

@@ -30,7 +30,7 @@ from index.bundle.permissions import READ_ONLY, remove_directory
 from index.bundle.pointer import POINTER_FILE
 from index.bundle.store.object_store import BLOCK_BYTES, ObjectStore
 from index.bundle.store.store_pointer import StorePointer
-from index.errors import BundleInvalid, BundleNotFound, RegistryError, StoreUnavailable
+from index.errors import BundleInvalid, BundleNotFound, RegistryError, StoreUnavailable, may_pass
 from index.machine.disk import describe_disk_error
 from index.machine.locks import directory_lock, file_lock
 
@@ -155,7 +155,9 @@ class BundleCache:
                 return False
             try:
                 hash_files(copy, Manifest.read(copy), never)
-            except BundleInvalid:
+            except BundleInvalid as error:
+                if may_pass(error):
+                    return False
                 with self._written(), self._lock(".lock", never):
                     if _inode(copy) == before:  # else another process has replaced it meanwhile
                         self._remove(bundle_id)

@@ -3,9 +3,11 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from index.bundle import integrity
 from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path
 from index.bundle.manifest import Manifest
@@ -226,6 +228,36 @@ def test_a_bad_pointer_is_named(registry, bundles, text):
             call()
     registry.pointer.unlink()
     assert registry.publish(bundles[1]) == registry.current()
+
+
+def test_a_pointer_that_cannot_be_read_now_is_not_to_be_deleted(registry, bundles, monkeypatch):
+    """It holds the order of publication and the way back."""
+    registry.publish(bundles[0])
+    for code in (errno.EACCES, errno.EIO, errno.ESTALE):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", raising(code))
+            with pytest.raises(RegistryError, match=r"pointer\.json: cannot be read .*; check its owner and its mount"):
+                registry.current()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE])
+def test_a_published_bundle_that_cannot_be_read_now_is_not_replaced(registry, bundles, monkeypatch, code):
+    path = registry.path(registry.publish(bundles[0]))
+    inode = path.stat().st_ino
+    with monkeypatch.context() as patched:
+        patched.setattr(integrity, "sha256_of", raising(code))
+        with pytest.raises(BundleInvalid, match="cannot be read"):
+            registry.publish(bundles[0])
+    assert path.stat().st_ino == inode
+    registry.publish(bundles[0])
+    assert path.stat().st_ino == inode
+
+
+def raising(code):
+    def read(*_given):
+        raise OSError(code, os.strerror(code))
+
+    return read
 
 
 def test_list_shows_problems(registry, bundles):

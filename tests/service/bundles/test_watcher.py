@@ -11,11 +11,12 @@ from typing import Any, get_args
 import pytest
 from starlette.testclient import TestClient
 
+from index.bundle import integrity
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid, EncoderError
 from index.items import mapped_array
 from service.app import create_app
-from service.bundles import loaded_bundles, refusals
+from service.bundles import loaded_bundles, refusals, watcher
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader, refusal
 from service.bundles.operator_state import OperatorState
@@ -187,6 +188,51 @@ def test_a_lack_of_resources_is_found_behind_a_translated_error() -> None:
         assert refusal(translated(error)).reason == refusal(error).reason == "resources"
     for error in (OSError(errno.ENOENT, "x"), MemoryError("damaged sizes ask for it too")):
         assert refusal(translated(error)).reason == "invalid"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_bundle_that_could_not_be_read_is_tried_again(
+    code: int, open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a network file system without its server; nothing is published when that is back."""
+
+    def failing(*_given: Any, **_options: Any) -> mmap.mmap:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(refusals, "RETRY_S", 0.1)
+    with open_shop() as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(mapped_array.mmap, "mmap", failing)
+            shop.point(shop.ids[1])
+            eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason="unavailable") >= 2)
+            assert serving(client) == shop.ids[0]
+        eventually(lambda: serving(client) == shop.ids[1])
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE])
+def test_the_active_bundle_is_not_altered_where_its_files_cannot_be_hashed_now(
+    code: int, open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors, or as a mount does not answer; its files are hashed later."""
+    tried: list[int] = []
+
+    def failing(*_given: Any, **_options: Any) -> str:
+        tried.append(code)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(watcher, "RETRY_S", 0.1)
+    with open_shop() as client:
+        shop.point(shop.ids[1])
+        eventually(lambda: serving(client) == shop.ids[1] and client.get("/bundle").json()["swap"]["verified"])
+        with monkeypatch.context() as patched:
+            patched.setattr(integrity, "sha256_of", failing)
+            os.utime(shop.path(shop.ids[1]) / "vectors.npy")
+            eventually(lambda: len(tried) >= 3)
+            assert serving(client) == shop.ids[1]
+            assert client.get("/bundle").json()["swap"]["verified"] is False
+        eventually(lambda: client.get("/bundle").json()["swap"]["verified"])
+        assert metric(client, "vlm2rec_bundle_refusals_total") == 0
+        assert serving(client) == shop.ids[1]
 
 
 def test_a_bundle_that_is_deleted_while_it_answers_goes_on(

@@ -1,9 +1,12 @@
 """Copies of bundles from an object store: downloads that fail or break off, their bound, and damaged ones."""
 
+import errno
+import os
 import threading
 
 import pytest
 
+from index.bundle import integrity
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import VECTORS_FILE
 from index.bundle.store import bundle_cache, store_registry
@@ -80,6 +83,20 @@ def test_a_damaged_copy_is_dropped(opened, bundles):
     assert registry.drop_if_damaged(name)
     assert not registry.has_copy(name)
     assert len(Bundle.load(registry.path(name), verify="full")) == 40
+
+
+def test_a_copy_that_cannot_be_read_now_stays(opened, bundles, monkeypatch):
+    """Without the store it may be the only bundle that can be served."""
+
+    def lacking(*_given):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    name = opened().publish(bundles[0])
+    registry = opened("b")
+    registry.path(name)
+    monkeypatch.setattr(integrity, "sha256_of", lacking)
+    assert not registry.drop_if_damaged(name)
+    assert registry.has_copy(name)
 
 
 @pytest.fixture
