@@ -21,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from time import time
 from typing import Final, Self
@@ -41,8 +40,8 @@ from index.event_export.json_file import read_json
 from index.event_export.manifest import DAY_PREFIX, DayManifest, ExportedFile, ends_of
 from index.event_export.object_path import ExportObjectChanged, ExportPath, ObjectPath, export_path
 from index.event_export.positions import Positions, add_positions, later, load_positions
-from index.event_export.rows import Entry, table_of, write_rows
-from index.event_export.stream_ids import BEFORE_ALL, FileRange, StreamId
+from index.event_export.rows import days_of, table_of, write_rows
+from index.event_export.stream_ids import BEFORE_ALL, Entry, FileRange, StreamId
 from index.machine.locks import file_lock
 
 _EXPORT_FILE: Final = "export.json"
@@ -201,18 +200,19 @@ class ExportDirectory:
 
         Raises:
             DiskError: a file cannot be written.
+            EventExportError: an id is none of a stream.
         """
         written = {}
         self.note_writing()
         with disk_errors(self.root):
-            for _, part in groupby(entries, key=lambda entry: entry[0].day_number):
-                rows = list(part)
-                day = rows[0][0].day
-                name = FileRange(bucket, rows[0][0], rows[-1][0], token=self.token).file_name
-                directory = self.root / f"{DAY_PREFIX}{day}"
+            table = table_of(entries)
+            for start, end in days_of(table):
+                first, last = (StreamId.parse(entries[row][0].decode()) for row in (start, end - 1))
+                name = FileRange(bucket, first, last, token=self.token).file_name
+                directory = self.root / f"{DAY_PREFIX}{first.day}"
                 make_directory(directory)
-                size = write_rows(directory / name, table_of(rows))
-                written[day] = ExportedFile(name, len(rows), size)
+                size = write_rows(directory / name, table.slice(start, end - start))
+                written[first.day] = ExportedFile(name, end - start, size)
         return written
 
     def commit(self, written: Sequence[Mapping[str, ExportedFile]]) -> None:

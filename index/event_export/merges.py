@@ -5,16 +5,23 @@ item, and the user in ``extra``. The service writes it; no field of an event has
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
 
 MERGED_INTO: Final = "merged_into"
 """Field of a merge: the user."""
 
 
-def is_merge(fields: Mapping[str, str]) -> bool:
-    """Whether an entry of a stream, by its fields, is a merge and not an event."""
-    return MERGED_INTO in fields
+_NAME: Final = MERGED_INTO.encode()
+
+
+def is_merge(fields: Sequence[bytes]) -> bool:
+    """Whether an entry of a stream is a merge and not an event.
+
+    Args:
+        fields: names and values in turn.
+    """
+    return _NAME in fields and _NAME in fields[::2]  # most have it nowhere, which is seen faster
 
 
 def merged_into(extra: str | None) -> str | None:

@@ -2,19 +2,20 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from index.errors import EventExportError
 from index.event_export.files import content_of, write_new
 from index.event_export.object_path import ExportPath
-from index.event_export.stream_ids import StreamId
-
-Entry = tuple[StreamId, Mapping[str, str]]
-"""Id and fields of a stream entry."""
+from index.event_export.stream_ids import DAY_MS, LAST_MILLISECOND, Entry, StreamId
 
 STREAM_ID: Final = "stream_id"
 ARRIVED: Final = "arrived"
@@ -39,38 +40,131 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """``arrived``: clock of Redis. ``timestamp``: as sent, seconds since 1970. ``extra``: other fields as a JSON object."""
-_LAST_MILLISECOND: Final = 2**63 - 1
+_LARGEST: Final = 2**63 - 1
+_NO_TEXT: Final = pa.scalar(None, pa.string())
+_NO_NUMBER: Final = pa.scalar(None, pa.float64())
 
 
 def table_of(entries: Sequence[Entry]) -> pa.Table:
     """Rows of stream entries, in their order.
 
-    A field that is empty is null. A field without a column, and a number that cannot be read, is in ``extra``.
+    A field that is empty is null. A field without a column, and a number that cannot be read, is in ``extra``. Bytes
+    that are not UTF-8, written by another program, are replaced.
+
+    Columns are made by Arrow, not row by row: an exporter that follows shares the machine with the service.
 
     Args:
-        entries: of one bucket.
+        entries: at least one, of one bucket.
+
+    Raises:
+        EventExportError: an id has another form.
     """
+    ids = pa.array([entry_id for entry_id, _ in entries], pa.binary()).cast(pa.string())
+    columns = [ids, _arrivals(ids)]
     stored = [fields for _, fields in entries]
-    columns: dict[str, list[object]] = {
-        STREAM_ID: [str(entry_id) for entry_id, _ in entries],
-        ARRIVED: [min(entry_id.milliseconds, _LAST_MILLISECOND) for entry_id, _ in entries],
-    }
+    shapes = _rows_by_names(stored)
+    parts = [
+        _columns_of(names, stored if len(rows) == len(stored) else [stored[row] for row in rows])
+        for names, rows in shapes.items()
+    ]
+    table = pa.concat_tables(parts)
+    if len(parts) > 1:
+        table = table.take(np.argsort(np.fromiter(chain.from_iterable(shapes.values()), np.int64, len(stored))))
+    return pa.table([*columns, *table.columns], schema=SCHEMA)
+
+
+def _arrivals(ids: pa.Array) -> pa.Array:
+    """Milliseconds since 1970, the first number of each id."""
+    try:
+        found = pc.list_element(pc.split_pattern(ids, "-"), 0).cast(pa.int64())
+    except pa.ArrowInvalid:  # written by another program: up to 64 bits without a sign
+        milliseconds = [StreamId.parse(entry_id).milliseconds for entry_id in ids.to_pylist()]
+        found = pa.array([min(number, _LARGEST) for number in milliseconds], pa.int64())
+    return found.cast(SCHEMA.field(ARRIVED).type)
+
+
+def _rows_by_names(stored: Sequence[Sequence[bytes]]) -> dict[tuple[bytes, ...], Sequence[int]]:
+    """The rows that have the same names of fields in the same order, by these names."""
+    names = tuple(stored[0][::2])
+    width = 2 * len(names)
+    if all(len(fields) == width for fields in stored):
+        columns = list(zip(*stored, strict=True))[::2]
+        if all(column.count(name) == len(column) for column, name in zip(columns, names, strict=True)):
+            return {names: range(len(stored))}
+    found = defaultdict[tuple[bytes, ...], list[int]](list)
+    for row, fields in enumerate(stored):
+        found[tuple(fields[::2])].append(row)
+    return dict(found)
+
+
+def _columns_of(names: Sequence[bytes], stored: Sequence[Sequence[bytes]]) -> pa.Table:
+    """All columns but id and arrival of entries with the same names."""
+    values = list(zip(*stored, strict=True))[1::2]
+    sent = {name.decode("utf-8", "replace"): column for name, column in zip(names, values, strict=True)}
+    rows, columns, texts = len(stored), dict[str, pa.Array](), dict[str, pa.Array]()
     for name in _TEXTS:
-        columns[name] = [fields.get(name) or None for fields in stored]
+        columns[name] = _texts(sent[name]) if name in sent else pa.nulls(rows, pa.string())
     for name in _NUMBERS:
-        columns[name] = [_number(sent) if (sent := fields.get(name)) else None for fields in stored]
-    numbers = zip(*(columns[name] for name in _NUMBERS), strict=True)
-    columns[EXTRA] = [_extra(fields, read) for fields, read in zip(stored, numbers, strict=True)]
-    return pa.table(columns, schema=SCHEMA)
+        texts[name] = _texts(sent[name]) if name in sent else pa.nulls(rows, pa.string())
+        columns[name] = _numbers(texts[name])
+    columns[EXTRA] = _extra(
+        {name: _decoded(column) for name, column in sent.items() if name not in _COLUMNS},
+        {name: texts[name] for name in _NUMBERS if columns[name].null_count > texts[name].null_count},
+        columns,
+    )
+    return pa.table([columns[name] for name in SCHEMA.names[2:]], schema=pa.schema(list(SCHEMA)[2:]))
 
 
-def _extra(fields: Mapping[str, str], numbers: Sequence[object]) -> str | None:
-    """The fields that have no column, and the numbers that cannot be read, as JSON; None if there are none."""
-    rest = {} if fields.keys() <= _COLUMNS else {name: fields[name] for name in fields.keys() - _COLUMNS}
-    for name, number in zip(_NUMBERS, numbers, strict=True):
-        if number is None and (sent := fields.get(name)):
-            rest[name] = sent
-    return json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None
+def _texts(values: Sequence[bytes]) -> pa.Array:
+    """UTF-8 as strings; an empty one is null."""
+    try:
+        found = pa.array(values, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
+        found = pa.array(_decoded(values), pa.string())
+    return pc.if_else(pc.equal(pc.binary_length(found), 0), _NO_TEXT, found)
+
+
+def _decoded(values: Sequence[bytes]) -> list[str]:
+    return [value.decode("utf-8", "replace") for value in values]
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """Finite numbers as float64; null where a text is null or no such number."""
+    try:
+        found = texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        found = pa.array([None if text is None else _number(text) for text in texts.to_pylist()], pa.float64())
+    return pc.if_else(pc.is_finite(found), found, _NO_NUMBER)
+
+
+def _extra(
+    rest: Mapping[str, Sequence[str]], unread: Mapping[str, pa.Array], columns: Mapping[str, pa.Array]
+) -> pa.Array:
+    """As JSON the fields that have no column, and the numbers that cannot be read; null where there are none.
+
+    Args:
+        rest: values by name of the fields without a column.
+        unread: texts of the numbers, some of which cannot be read, by name.
+        columns: those that were made; the numbers that could be read.
+    """
+    rows = len(columns[USER_ID])
+    if not rest and not unread:
+        return pa.nulls(rows, pa.string())
+    found = [{name: column[row] for name, column in rest.items()} for row in range(rows)]
+    for name, texts in unread.items():
+        for row, (text, number) in enumerate(zip(texts.to_pylist(), columns[name].to_pylist(), strict=True)):
+            if text is not None and number is None:
+                found[row][name] = text
+    return pa.array(
+        [json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else None for fields in found], pa.string()
+    )
+
+
+def days_of(table: pa.Table) -> list[tuple[int, int]]:
+    """For each day of arrival (UTC) its first row and the row after its last one; the rows are in order of arrival."""
+    milliseconds = table[ARRIVED].cast(pa.int64()).to_numpy()
+    changes = np.flatnonzero(np.diff(np.minimum(milliseconds, LAST_MILLISECOND) // DAY_MS)) + 1
+    return list(pairwise((0, *changes.tolist(), len(table))))
 
 
 def write_rows(path: ExportPath, table: pa.Table) -> int:
@@ -88,7 +182,8 @@ def write_rows(path: ExportPath, table: pa.Table) -> int:
         ExportUnavailable: the object store does not answer, or refuses.
     """
     content = pa.BufferOutputStream()
-    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    # Most texts occur once, and a dictionary of them takes time and space.
+    pq.write_table(table, content, compression="zstd", use_dictionary=["type"], write_page_checksum=True)
     written = content.getvalue()
     write_new(path, written.to_pybytes())
     return int(written.size)

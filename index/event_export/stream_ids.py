@@ -1,17 +1,22 @@
 """Ids of stream entries, and the names of the files that hold a range of them."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
 
 from index.errors import EventExportError
 
+Entry = tuple[bytes, Sequence[bytes]]
+"""Id of a stream entry, then names and values of its fields in turn, as Redis sends them."""
+
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
 _FILE: Final = re.compile(
     r"b(\d{3})-(\d{1,20}-\d{1,20})-(\d{1,20}-\d{1,20})(?:-c(\d{1,6}))?(?:-x([0-9a-f]{8}))?\.parquet"
 )
-_DAY_MS: Final = 86_400_000
-_LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999, the last one that a date can name
+DAY_MS: Final = 86_400_000
+LAST_MILLISECOND: Final = 253_402_300_799_999
+"""Of the year 9999, the last one that a date can name."""
 
 
 class StreamId(NamedTuple):
@@ -44,12 +49,12 @@ class StreamId(NamedTuple):
     @property
     def day_number(self) -> int:
         """Days from 1970 to that of the arrival, UTC."""
-        return min(self.milliseconds, _LAST_MILLISECOND) // _DAY_MS
+        return min(self.milliseconds, LAST_MILLISECOND) // DAY_MS
 
     @property
     def day(self) -> str:
         """The day of arrival in UTC, as in ``2026-11-30``."""
-        return datetime.fromtimestamp(self.day_number * _DAY_MS // 1000, UTC).date().isoformat()
+        return datetime.fromtimestamp(self.day_number * DAY_MS // 1000, UTC).date().isoformat()
 
 
 BEFORE_ALL: Final = StreamId(0, 0)

@@ -192,15 +192,14 @@ class Exporter:
         written, merges, read = [], 0, dict[int, list[ReadPage]]()
         before, self._full = list(self._positions), set()
         for bucket in due:
-            stored = await self._events.entries(bucket, str(before[bucket]), self._rows_per_file)
-            if len(stored) == self._rows_per_file:
+            entries = await self._events.entries(bucket, str(before[bucket]), self._rows_per_file)
+            if len(entries) == self._rows_per_file:
                 self._full.add(bucket)
-            entries = [(StreamId.parse(entry_id), fields) for entry_id, fields in stored]
             if entries:
                 written.append(self._directory.write_entries(bucket, entries))
-                self._positions[bucket] = entries[-1][0]
+                self._positions[bucket] = StreamId.parse(entries[-1][0].decode())
                 merges += sum(is_merge(fields) for _, fields in entries)
-                read[bucket] = pages_of(stored)
+                read[bucket] = pages_of(entries)
         # After the reading of events: an erasure of a user whose events were read is in the directory before they are.
         erasures = await self._export_erasures()
         self._directory.commit(written)

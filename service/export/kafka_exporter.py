@@ -12,8 +12,8 @@ import orjson
 
 from index.event_export.erasures import NO_KEY
 from index.event_export.merges import is_merge
-from index.event_export.rows import ARRIVED, EXTRA, STREAM_ID, USER_ID, Entry, table_of
-from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
+from index.event_export.rows import ARRIVED, EXTRA, STREAM_ID, USER_ID, table_of
+from index.event_export.stream_ids import BEFORE_ALL, Entry, StreamId, bucket_name
 from service.errors import ExportRefused
 from service.export.exporter import DETACH_HINT, Exported, due_buckets, known_waiting
 from service.export.kafka_topic import Record, TopicWriter
@@ -88,8 +88,8 @@ class KafkaExporter:
             stored = await self._events.entries(bucket, self._positions[bucket], self._records_per_write)
             last_page = len(stored) < self._records_per_write
             if stored:
-                await self._write(event_records(bucket, [(StreamId.parse(at), fields) for at, fields in stored]))
-                await self._record(bucket, stored[-1][0])
+                await self._write(event_records(bucket, stored))
+                await self._record(bucket, stored[-1][0].decode())
                 await self._events.trim_read(bucket, pages_of(stored))
                 count += len(stored)
                 merges += sum(is_merge(fields) for _, fields in stored)

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from math import inf
 from time import monotonic, time
 from typing import Final, Protocol, TypeVar
@@ -220,8 +221,13 @@ class Outcomes:
         later: list[SentAnswer | Event] = []
         users: set[str | None] = set()  # with an event before
         waits: set[str | None] = set()  # with an answer that waits for an event
+        # Without an answer among so many no event waits, and nothing needs to be known of its users.
+        mixed = any(isinstance(entry, SentAnswer) for entry in islice(self._waiting, _EVENTS_TOGETHER))
         while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
             if not isinstance(entry := self._waiting.popleft(), SentAnswer):
+                if not mixed:
+                    events.append(entry)
+                    continue
                 own = {entry.user_id, session_owner(entry.session_id) if entry.session_id else entry.user_id}
                 users |= own
                 (later if own & waits else events).append(entry)

@@ -17,6 +17,7 @@ from index.bundle.registry import Registry
 from index.event_export.directory import ExportDirectory
 from index.event_export.erasures import user_hash
 from index.event_export.stream_ids import StreamId
+from tests.support.stores.stream_entries import stream_entry
 
 pytestmark = pytest.mark.usefixtures("shared_graphs")
 
@@ -57,8 +58,9 @@ def shop(tmp_path: Path) -> Path:
 
 def write(export: ExportDirectory, rows: list[tuple[str, str, int]], start: int = 0, kind: str = "") -> None:
     entries = [
-        (
-            StreamId(max(at, START + 3 * DAY) * 1000, start + n),
+        stream_entry(
+            max(at, START + 3 * DAY) * 1000,
+            start + n,
             {"user_id": user, "item_id": item, "timestamp": str(at), "type": kind},
         )
         for n, (user, item, at) in enumerate(rows)

@@ -14,7 +14,7 @@ from cli.offline.retraining import retrain as command
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
 from index.event_export.directory import ExportDirectory
-from index.event_export.stream_ids import StreamId
+from tests.support.stores.stream_entries import stream_entry
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
 from training.errors import ConfigError, EmbeddingsError, TrainingError
@@ -59,7 +59,7 @@ def shop(tmp_path: Path) -> Path:
     export = ExportDirectory.open_or_create(tmp_path / "export")
     events = [(user, (user + step) % ITEMS, START + step * DAY) for step in range(7) for user in range(24)]
     entries = [
-        (StreamId(at * 1000, n), {"user_id": f"u{user}", "item_id": f"i{item}", "timestamp": str(at), "type": "view"})
+        stream_entry(at * 1000, n, {"user_id": f"u{user}", "item_id": f"i{item}", "timestamp": str(at), "type": "view"})
         for n, (user, item, at) in enumerate(events)
     ]
     export.commit([export.write_entries(0, entries)])

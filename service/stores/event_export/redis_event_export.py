@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
-from index.event_export.stream_ids import StreamId, bucket_name
+from index.event_export.stream_ids import Entry, StreamId, bucket_name
 from service.errors import EventsUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
@@ -43,7 +43,7 @@ class ReadPage(NamedTuple):
     first: str
     last: str
     entries: int
-    users: Mapping[str, int]
+    users: Mapping[bytes, int]
 
 
 class Waiting(NamedTuple):
@@ -134,28 +134,24 @@ class RedisEventExport:
             (found,) = await self._pipeline.call("HMGET", self._keys(0)[0], _DETACHED, kind=list)
         return found is not None
 
-    async def entries(self, bucket: int, after: str, most: int) -> list[tuple[str, dict[str, str]]]:
-        """Entries of a bucket after an id, oldest first.
+    async def entries(self, bucket: int, after: str, most: int) -> list[Entry]:
+        """Entries of a bucket after an id, oldest first, as Redis sends them.
 
         Args:
             bucket: its number.
             after: an id.
             most: how many at most.
         """
-        found: list[tuple[str, dict[str, str]]] = []
-        sent, names = list[bytes](), list[str]()  # of the entry before; most have the same
+        found: list[Entry] = []
         with self._translated("entries"):
             while len(found) < most:
                 page = min(_PAGE, most - len(found))
                 command = ("XRANGE", stream_key(self._prefix, bucket), f"({after}", "+", "COUNT", page)
                 entries = await self._pipeline.call(*command, kind=list)
-                for entry_id, stored in entries:
-                    if stored[::2] != sent:
-                        sent, names = stored[::2], texts(stored[::2])
-                    found.append((entry_id.decode(), dict(zip(names, texts(stored[1::2]), strict=True))))
+                found += map(tuple, entries)
                 if len(entries) < page:
                     break
-                after = found[-1][0]
+                after = found[-1][0].decode()
         return found
 
     async def mark(self, bucket: int, directory: str, before: str, now: str) -> None:
@@ -289,7 +285,7 @@ def is_before(one: str, other: str) -> bool:
     return StreamId.parse(one or "0-0") < StreamId.parse(other or "0-0")
 
 
-def pages_of(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[ReadPage]:
+def pages_of(entries: Sequence[Entry]) -> list[ReadPage]:
     """What :meth:`RedisEventExport.trim_read` needs to know of entries, as they were read.
 
     Args:
@@ -298,8 +294,8 @@ def pages_of(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[ReadPage]
     pages = []
     for start in range(0, len(entries), _PAGE):
         page = entries[start : start + _PAGE]
-        users = Counter(next(iter(fields.values())) for _, fields in page)
-        pages.append(ReadPage(page[0][0], page[-1][0], len(page), users))
+        users = Counter([fields[1] for _, fields in page])  # the user is the first field of every entry
+        pages.append(ReadPage(page[0][0].decode(), page[-1][0].decode(), len(page), users))
     return pages
 
 

@@ -18,7 +18,8 @@ An owner is a user, or an answer without a user. All keys expire.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -32,7 +33,7 @@ from service.stores.outcomes.answer_records import (
     AnswerRecord,
     contexts_of,
     is_of_second,
-    item_fingerprint,
+    item_numbers,
     request_fingerprint,
     slot_of,
     user_fingerprint,
@@ -62,6 +63,7 @@ _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measu
 _USERS_SHARE: Final = 0.1  # of the memory of the answers, for users of an experiment besides
 _USER_BYTES: Final = 80
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
+_ASKED: Final = struct.Struct(">I6sI")  # the mark and the item, the request, the latest time
 _NO_REQUEST: Final = bytes(6)
 _COUNT: Final = re.compile(rb"-?[0-9]{1,19}")
 _COUNT_END: Final = 2**63
@@ -152,13 +154,12 @@ class RedisOutcomes:
 
     async def _attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
         keys, owners = _Keys(self._bucket_keys, 1), dict[str, tuple[list[bytes], list[int]]]()
-        for place, outcome in enumerate(outcomes):
+        for place, (outcome, question) in enumerate(zip(outcomes, _asked(outcomes), strict=True)):
             owner = outcome.owner
-            if owner not in owners:
-                owners[owner] = ([keys.first_of(owner).to_bytes()], [])
-            asked, places = owners[owner]
-            asked.append(_asked(outcome))
-            places.append(place)
+            if (known := owners.get(owner)) is None:
+                known = owners[owner] = ([keys.first_of(owner).to_bytes()], [])
+            known[0].append(question)
+            known[1].append(place)
         arguments: list[Part] = [int(time()), self._window_s]
         for owner, (asked, _) in owners.items():
             arguments += (owner, b"".join(asked))
@@ -263,14 +264,15 @@ def _user_mark(answer: AnswerRecord) -> bytes:
     return user_fingerprint(answer.owner) + answer.experiment.encode()
 
 
-def _asked(outcome: ItemOutcome) -> bytes:
-    """What `ATTRIBUTE` reads of an outcome, 14 bytes."""
-    bit, request = MARK_OF[outcome.outcome], outcome.request_id
-    latest = int(max(0.0, min(outcome.latest, _LAST_TIME))).to_bytes(4)
-    if request is None:
-        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST + latest
-    named = (_NAMES_REQUEST + bit).to_bytes()
-    return named + item_fingerprint(outcome.item_id) + request_fingerprint(request) + latest
+def _asked(outcomes: Sequence[ItemOutcome]) -> Iterator[bytes]:
+    """What `ATTRIBUTE` reads of each outcome, 14 bytes."""
+    items = item_numbers([outcome.item_id for outcome in outcomes])
+    for outcome, item in zip(outcomes, items, strict=True):
+        mark, request = MARK_OF[outcome.outcome] << 24 | item, outcome.request_id
+        if request is None:
+            yield _ASKED.pack(mark, _NO_REQUEST, int(max(0.0, min(outcome.latest, _LAST_TIME))))
+        else:
+            yield _ASKED.pack(_NAMES_REQUEST << 24 | mark, request_fingerprint(request), _LAST_TIME)
 
 
 def _shown(found: bytes) -> AnsweredItem:

@@ -12,8 +12,8 @@ from index.event_export.compaction import compact
 from index.event_export.directory import ExportDirectory
 from index.event_export.manifest import DayManifest
 from index.event_export.object_path import ExportObjectChanged, ObjectPath
-from index.event_export.stream_ids import StreamId
 from tests.support.stores.exports import counted_rows
+from tests.support.stores.stream_entries import stream_entry
 
 Place = Callable[[], ObjectPath]
 NOON = 1_790_000_000_000
@@ -30,7 +30,7 @@ def export(place: Place, *items: int) -> None:
     """Export entries of one bucket, each to a file of its own."""
     directory = ExportDirectory.open_or_create(place())
     for item in items:
-        entries = [(StreamId(NOON + item, 0), {"user_id": "u", "item_id": f"i{item}"})]
+        entries = [stream_entry(NOON + item, 0, {"user_id": "u", "item_id": f"i{item}"})]
         directory.commit([directory.write_entries(3, entries)])
 
 

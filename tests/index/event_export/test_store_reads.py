@@ -11,9 +11,9 @@ from index.event_export.directory import ExportDirectory
 from index.event_export.files import content_of
 from index.event_export.object_path import ObjectPath
 from index.event_export.rows import read_rows
-from index.event_export.stream_ids import StreamId
 from tests.support.stores.exports import counted_rows
 from tests.support.stores.s3_server import S3Server
+from tests.support.stores.stream_entries import stream_entry
 
 URL = "s3://shop/export"
 
@@ -23,7 +23,9 @@ def export(s3: S3Server) -> S3Server:
     """Two files of one bucket."""
     directory = ExportDirectory.open_or_create(URL)
     for item in (1, 2):
-        rows = [(StreamId(1_790_000_000_000 + item, n), {"user_id": "u", "item_id": f"i{item}-{n}"}) for n in range(50)]
+        rows = [
+            stream_entry(1_790_000_000_000 + item, n, {"user_id": "u", "item_id": f"i{item}-{n}"}) for n in range(50)
+        ]
         directory.commit([directory.write_entries(3, rows)])
     return s3
 

@@ -89,11 +89,11 @@ def test_what_was_read_is_trimmed_and_nothing_else(shop: Shop, monkeypatch: pyte
             elif meanwhile == "cut":
                 with admin(shop) as client:
                     for entry_id, fields in read[:2]:
-                        client.xdel(stream, entry_id)
-                        client.lrem(f"{stream}_ids:{fields['user_id']}", 1, entry_id)
+                        client.xdel(stream, entry_id.decode())
+                        client.lrem(f"{stream}_ids:{fields[1].decode()}", 1, entry_id.decode())
             await store.append([Event(user, "later", 20.0) for user in users])
             if meanwhile != "not recorded":
-                await events.mark(5, "d", "0-0", read[-1][0])
+                await events.mark(5, "d", "0-0", read[-1][0].decode())
             await events.trim_read(5, pages_of(read))
 
     shop.run(check)

@@ -9,6 +9,7 @@ from index.event_export.compaction import compact
 from index.event_export.directory import ExportDirectory
 from index.event_export.erasures import user_hash
 from index.event_export.stream_ids import StreamId
+from tests.support.stores.stream_entries import stream_entry
 from training.errors import DatasetError
 from training.events.export_reader import read_export
 
@@ -21,9 +22,9 @@ def directory(tmp_path: Path) -> ExportDirectory:
 
 
 def export(directory: ExportDirectory, *rows: Mapping[str, str], bucket: int = 0, start: int = 0) -> list[StreamId]:
-    entries = [(StreamId((ARRIVAL + start + n) * 1000, 0), row) for n, row in enumerate(rows)]
+    entries = [stream_entry((ARRIVAL + start + n) * 1000, 0, row) for n, row in enumerate(rows)]
     directory.commit([directory.write_entries(bucket, entries)])
-    return [entry_id for entry_id, _ in entries]
+    return [StreamId.parse(entry_id.decode()) for entry_id, _ in entries]
 
 
 def row(user: str, item: str, at: float, **more: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 from index.event_export.directory import ExportDirectory
 from index.event_export.erasures import user_hash
 from index.event_export.stream_ids import StreamId
+from tests.support.stores.stream_entries import stream_entry
 from training.errors import DatasetError
 from training.events.retraining_inputs import RetrainingInputs, freeze_inputs
 
@@ -27,8 +28,9 @@ def shop(tmp_path: Path) -> Path:
     export = ExportDirectory.open_or_create(tmp_path / "export")
     rows = [("anna", "b", 0), ("bob", "c", -3 * DAY), ("anna", "d", 2 * DAY), ("bob", "e", 9 * DAY)]
     entries = [
-        (
-            StreamId((ARRIVAL + max(at, 0)) * 1000, n),
+        stream_entry(
+            (ARRIVAL + max(at, 0)) * 1000,
+            n,
             {"user_id": user, "item_id": item, "timestamp": f"{ARRIVAL + at}.5", "type": "view"},
         )
         for n, (user, item, at) in enumerate(rows)
@@ -63,7 +65,7 @@ def test_a_killed_job_goes_on_with_what_it_began_with(shop: Path) -> None:
     assert not frozen(shop).resumed
     export = ExportDirectory(shop.parent / "export")
     new = {"user_id": "anna", "item_id": "new", "timestamp": str(ARRIVAL + 9 * DAY)}
-    export.commit([export.write_entries(0, [(StreamId((ARRIVAL + 9 * DAY) * 1000, 9), new)])])
+    export.commit([export.write_entries(0, [stream_entry((ARRIVAL + 9 * DAY) * 1000, 9, new)])])
     again = frozen(shop)
     assert again.resumed
     assert "new" not in items(again.everything)

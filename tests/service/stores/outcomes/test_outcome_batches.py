@@ -121,7 +121,8 @@ def test_an_item_whose_fingerprint_begins_within_another_one_is_not_found(
     """Fingerprints are searched for as text: a match that begins in the middle of one is none."""
     made = {"x1": b"abc", "x2": b"dab", "x3": b"cde", "other": b"bcd"}
     monkeypatch.setattr(answer_records, "_fingerprints", lambda items: b"".join(made[item] for item in items))
-    monkeypatch.setattr(redis_outcomes, "item_fingerprint", made.__getitem__)
+    numbers = {item: int.from_bytes(made[item]) for item in made}
+    monkeypatch.setattr(redis_outcomes, "item_numbers", lambda items: [numbers[item] for item in items])
 
     async def check() -> None:
         async with opened(redis_url, prefix) as store:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,9 +9,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from index.bundle.registry import Registry
 from index.event_export.directory import ExportDirectory
-from index.event_export.stream_ids import StreamId
 from tests.support.stores.s3_server import S3Server
 from tests.support.stores.stored_data import URL, upload
+from tests.support.stores.stream_entries import stream_entry
 from tests.support.tiny_model import TINY_VLM
 from training.config.encoder_config import EncoderConfig
 
@@ -49,12 +48,12 @@ def bundle(registry: Path) -> dict[str, bytes]:
 def export_events(directory: Path) -> None:
     """Three more steps of 40 users around the ring."""
     export = ExportDirectory.open_or_create(directory)
-    entries: list[tuple[StreamId, dict[str, Any]]] = []
+    entries = []
     for step in range(3):
         for user in range(40):
             at = START + step * DAY
             event = {"user_id": f"u{user}", "item_id": f"r{(user + step) % 12}", "timestamp": str(at), "type": ""}
-            entries.append((StreamId(at * 1000, user), event))
+            entries.append(stream_entry(at * 1000, user, event))
     export.commit([export.write_entries(0, entries)])
 
 
