@@ -166,6 +166,8 @@ class Outcomes:
 
     def _owners(self, event: Event) -> list[str]:
         """Owners of answers that an event may be an outcome of, in the order in which they are tried."""
+        if self._sample >= 1.0 and event.session_id is None and event.request_id is None:
+            return [event.user_id]
         owners = [event.user_id] if self.samples(event.user_id, "") else []
         if event.session_id is not None:
             # A visitor who has logged in since: the answer was to the session.

@@ -255,10 +255,10 @@ class RedisPipeline:
         if answered:
             self._breaker.succeeded()
             self._follow_failover(exchange.connection, answered)
+        self._connection = exchange.connection
+        self._start_next()  # before the callers go on, so that Redis works meanwhile
         for call, reply in answered:
             call.resolve(reply)
-        self._connection = exchange.connection
-        self._start_next()
 
     def _failed(self, exchange: _Exchange, reason: str) -> None:
         if self._exchange is not exchange:
