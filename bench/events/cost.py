@@ -164,6 +164,20 @@ def running_exporter(url: str, scratch: Path, *, followed: bool) -> Iterator[Pat
             process.wait(_PATIENCE_S)
 
 
+def shown_answers(running: RunningContender, users: int) -> Iterator[ShownAnswer]:
+    """Answers to some users, which events may belong to.
+
+    Raises:
+        RuntimeError: one was not 200.
+    """
+    for user in range(min(_ASKED, users)):
+        status, body = running.ask({"user_id": user_id(user), "k": _K})
+        if status != 200:
+            raise RuntimeError(f"{running.contender.name} answered {status} to a plain request: {body[:200]!r}")
+        read = json.loads(body)
+        yield ShownAnswer(user_id(user), read["request_id"], [item["item_id"] for item in read["items"]])
+
+
 class Turns:
     """Measures one contender at a time on one bundle.
 
@@ -193,7 +207,7 @@ class Turns:
                 found = self._recommended(running, number)
                 load = closed_loop(running.port, "/recommend", self._bodies, sizes.connections, sizes.seconds)
                 return found | {"answers_s": load["good"]}
-            traffic = EventTraffic(self._items, sizes.users, list(self._answers(running)), number)
+            traffic = EventTraffic(self._items, sizes.users, list(shown_answers(running, sizes.users)), number)
             with running_exporter(store.url, self._scratch, followed=contender.name == "loop") as export:
                 found = self._recommended(running, number)
                 warm = traffic.write(self._scratch / "warm.jsonl", _SINGLE_A_SECOND, events=1)
@@ -257,14 +271,6 @@ class Turns:
         if "p50_ms" not in opened:
             raise RuntimeError(f"{running.contender.name} answered no request of {self._sizes.rate:g} a second")
         return {f"recommend_{name}": opened[name] for name in ("p50_ms", "p99_ms", "good", "errors")}
-
-    def _answers(self, running: RunningContender) -> Iterator[ShownAnswer]:
-        for user in range(min(_ASKED, self._sizes.users)):
-            status, body = running.ask({"user_id": user_id(user), "k": _K})
-            if status != 200:
-                raise RuntimeError(f"{running.contender.name} answered {status} to a plain request: {body[:200]!r}")
-            read = json.loads(body)
-            yield ShownAnswer(user_id(user), read["request_id"], [item["item_id"] for item in read["items"]])
 
     def _stored(
         self, running: RunningContender, store: EmbeddedRedis, kind: str, bodies: Path, events: int

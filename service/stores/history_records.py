@@ -18,6 +18,7 @@ MOST_MERGES: Final = 1000
 """Merged sessions of one user."""
 
 _SEPARATOR: Final = "\x1f"
+_LAST: Final = "last"  # the end of the history: an event without a time comes after all that arrived before it
 _KEYS_OF_USER: Final = 4
 
 
@@ -113,7 +114,7 @@ def append_call(prefix: str, old_stream: str, events: Sequence[Event]) -> Append
     timestamp, seconds = "", math.nan
     for event in events:
         owner, stored_in = event.user_id, event.stored_in
-        list_key: bool | int = stored_in == "history"
+        list_key: bool | int | str = stored_in == "history" and (event.is_timed or _LAST)
         if stored_in == "impressions":
             list_key = impressions.get(owner, 0)
             if not list_key:
@@ -146,7 +147,7 @@ def append_one_call(prefix: str, old_stream: str, event: Event) -> tuple[list[st
     if session_of(owner) is not None:
         keys.append(keys_of(prefix, owner).merges)
     arguments: Arguments = [
-        event.stored_in,
+        _LAST if event.stored_in == "history" and not event.is_timed else event.stored_in,
         event.event_id or "",
         owner,
         event.item_id,

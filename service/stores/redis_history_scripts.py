@@ -41,9 +41,9 @@ end
 #
 # The last one is JSON, as an argument of its own for each value takes both sides several times as long: a list of two
 # flat lists. A session has two values, the positions in KEYS of its first key and of the key of its merges. An event
-# has nine: the position of the first key of its user; which list gets it (true: the history, false: none, else the
-# position of its key); its id, user, item, timestamp, type and request id, all text; and a list of names and values of
-# further fields (false: none).
+# has nine: the position of the first key of its user; which list gets it (true: the history, 'last': its end whatever
+# the time, false: none, else the position of its key); its id, user, item, timestamp, type and request id, all text;
+# and names and values of further fields (false: none).
 #
 # Returns how many events were stored, how many were cut at the cap before they were exported (without an exporter none
 # counts as such), then the number, counted from 0, of each event that was not stored again as its id is known.
@@ -160,12 +160,12 @@ local function is_passed(entry, late)
     return entry > late and entry <= present
 end
 local timestamp, time
-local function push(user, entry)
-    if not newest[user] then
+local function push(user, entry, by_time)
+    if by_time and not newest[user] then
         local tail = call('LRANGE', KEYS[user + 1], '-1', '-1')[1]
         newest[user] = tail and time_of(tail) or time
     end
-    if disordered[user] or (time >= oldest and is_passed(newest[user], time)) then
+    if disordered[user] or (by_time and time >= oldest and is_passed(newest[user], time)) then
         disordered[user] = (disordered[user] or 0) + 1
     end
     newest[user] = time
@@ -187,8 +187,8 @@ local function store()
                     timestamp, time = values[at + 5], tonumber(values[at + 5])
                 end
                 local entry = values[at + 4] .. '\\31' .. timestamp .. '\\31' .. values[at + 6]
-                if list == true then
-                    push(user, entry)
+                if list == true or list == 'last' then
+                    push(user, entry, list == true)
                 else
                     impressions[list] = call('RPUSH', KEYS[list], entry)
                 end
@@ -221,7 +221,7 @@ local function take_back(at, steps)
         end
     end
     if steps > 1 and list then
-        redis.pcall('LTRIM', KEYS[list == true and user + 1 or list], 0, -2)
+        redis.pcall('LTRIM', KEYS[(list == true or list == 'last') and user + 1 or list], 0, -2)
     end
     if event_id ~= '' then
         redis.pcall('ZREM', KEYS[user + 2], event_id)
@@ -312,7 +312,7 @@ APPEND_ONE: Final = (
     """
 local call = redis.call
 local stream, list, event_ids, event_id, timestamp = KEYS[2], KEYS[3], KEYS[4], ARGV[2], ARGV[5]
-local is_history = ARGV[1] == 'history'
+local is_history = ARGV[1] == 'history' or ARGV[1] == 'last'
 if call('EXISTS', KEYS[1]) == 1 then
     return -1
 end
@@ -326,7 +326,7 @@ end
 local length = call('XLEN', stream) + 1
 local time = call('TIME')
 local seconds, microseconds = time[1], tonumber(time[2])
-local tails = is_history and redis.pcall('LRANGE', list, '-1', '-1') or {}
+local tails = ARGV[1] == 'history' and redis.pcall('LRANGE', list, '-1', '-1') or {}
 if tails[1] then
     local newest = tonumber(string.match(tails[1], '^[^\\31]*\\31([^\\31]*)')) or 0
     local at, present = tonumber(timestamp), seconds + microseconds / 1000000

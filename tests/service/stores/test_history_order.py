@@ -68,6 +68,18 @@ def test_an_event_within_the_window_gets_its_place_by_its_time(open_store: OpenS
     asyncio.run(check())
 
 
+def test_an_event_without_a_time_comes_last_whatever_clock_took_its_arrival(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            await store.append([event("a", 600), event("b", 10)])
+            await store.append([event("c", 300, is_timed=False)])
+            await store.append([event("other", 20, user="v"), event("d", 310, is_timed=False)])
+            await store.append([event("e", 5)])
+            assert await item_ids(store, "u") == ["a", "b", "c", "d", "e"]
+
+    asyncio.run(check())
+
+
 def test_an_event_older_than_the_window_comes_last_and_is_passed_by_none(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store(late_s=600) as store:

@@ -126,6 +126,25 @@ class Stubborn:
         self.closed = True
 
 
+def test_redis_gets_the_next_calls_before_the_callers_of_the_last_ones_go_on() -> None:
+    async def sent_before(pipeline: RedisPipeline, key: str) -> int:
+        await read(pipeline, key)
+        return sum(b"key" in command for command in Stubborn.made[0].ever_sent)
+
+    async def check() -> None:
+        Stubborn.made = []
+        pipeline = patient_pipeline(Stubborn)  # type: ignore[arg-type]
+        first = asyncio.create_task(sent_before(pipeline, "key of one"))
+        await until(lambda: bool(Stubborn.made and Stubborn.made[0].ever_sent))
+        second = asyncio.create_task(sent_before(pipeline, "key of another"))
+        await asyncio.sleep(0)
+        Stubborn.made[0].may_answer.set()
+        assert await asyncio.gather(first, second) == [2, 2]
+        await pipeline.close()
+
+    run(check)
+
+
 def test_a_lost_cancellation_delivers_no_reply_to_another_caller() -> None:
     async def check() -> None:
         Stubborn.made = []

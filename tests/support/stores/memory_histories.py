@@ -76,7 +76,7 @@ class MemoryHistories:
                 event_ids[event.event_id] = None
             entry = HistoryEntry(event.item_id, event.timestamp, event.type)
             if event.stored_in == "history":
-                self._insert(self._histories.setdefault(event.user_id, []), entry)
+                self._insert(self._histories.setdefault(event.user_id, []), entry, by_time=event.is_timed)
             elif event.stored_in == "impressions":
                 self._impressions.setdefault(event.user_id, []).append(entry)
             self._expires[event.user_id] = self._clock() + self._ttl_s
@@ -91,9 +91,9 @@ class MemoryHistories:
                 del event_ids[next(iter(event_ids))]
         return sorted(new)
 
-    def _insert(self, history: list[HistoryEntry], entry: HistoryEntry) -> None:
+    def _insert(self, history: list[HistoryEntry], entry: HistoryEntry, *, by_time: bool) -> None:
         now, place = time(), len(history)
-        if entry.timestamp >= now - self._late_s:
+        if by_time and entry.timestamp >= now - self._late_s:
             while place and entry.timestamp < history[place - 1].timestamp <= now:
                 place -= 1
         history.insert(place, entry)
