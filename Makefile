@@ -15,7 +15,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-added-latency bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions check-gpu bench-queueing bench-heads bench-instructions check-engines engines
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-added-latency bench-bulks bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions check-gpu bench-queueing bench-heads bench-instructions check-engines engines
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -121,6 +121,10 @@ bench-shop: $(VENV)/.installed
 # ended. BENCH_ARGS="--baseline ../before", a git worktree of the commit to compare with.
 bench-events: $(VENV)/.installed
 	$(BIN)/python -m bench.events.cost $(BENCH_ARGS)
+
+# Bulks alone, all services started at once, in turns of seconds: ten minutes.
+bench-bulks: $(VENV)/.installed
+	$(BIN)/python -m bench.events.bulk_rates $(BENCH_ARGS)
 
 # What they add to the p50 of a recommendation, request by request: seven minutes.
 bench-added-latency: $(VENV)/.installed
