@@ -4,6 +4,7 @@ Command modules import nothing heavy at module level, so `vlm2rec --help` and `v
 """
 
 import errno
+import io
 import os
 import re
 import sys
@@ -110,6 +111,7 @@ def run() -> None:
             show_others(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
+    _escape_what_cannot_be_encoded()
     _check_words(sys.argv[1:])
     try:
         app()
@@ -128,6 +130,13 @@ def run() -> None:
         if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
             raise
         _fail_for_memory(error)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Print an escape where the encoding of the output lacks a character; an error would end a job of hours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _check_words(words: Sequence[str]) -> None:

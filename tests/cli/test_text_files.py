@@ -1,5 +1,9 @@
-"""Files of the command line: replaced whole, but a device, a pipe or an open file is written as it is."""
+"""Files and outputs of the command line.
 
+A file is replaced whole, but a device, a pipe or an open file is written as it is.
+"""
+
+import io
 import os
 import stat
 import subprocess
@@ -10,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.app import app
+from cli.app import app, run
 from cli.offline.reindex import _check_files
 from index.machine.disk import is_stream
 from index.machine.text_files import replace_text
@@ -69,3 +73,19 @@ def test_ranks_to_a_stream_are_refused_before_anything_is_read(pipe: Path) -> No
     result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, EvaluationError)
     assert "ranks are saved to a file" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "items \\xd7"), ("latin-1", "items ×"), ("utf-8", "items ×")]
+)
+def test_a_character_that_the_output_cannot_have_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    """As in a Latin-1 locale, or where `PYTHONIOENCODING` is set; an error would end a job."""
+    content = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(content, encoding, write_through=True))
+    monkeypatch.setattr("sys.argv", ["vlm2rec", "plan", "--items", "1M", "--users", "5M", "--rps", "2k"])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 0
+    assert shown in content.getvalue().decode(encoding)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from index.machine.locks import directory_lock
+from training.data.event_weights import EVENTS_FILE
 from training.errors import DatasetError, RunBusy
 from training.imports.item_pictures import link_or_copy
 from training.runs.lock import run_lock
@@ -19,6 +20,7 @@ IMAGES = "images"
 _OURS = frozenset({
     RECORD_FILE, FETCHES_FILE, IMAGES, "items.csv", "items.parquet", "interactions.csv", "interactions.parquet",
 })  # fmt: skip
+_WRITTEN_BY_USERS = frozenset({EVENTS_FILE})
 _VERSION = 1
 
 
@@ -26,7 +28,8 @@ _VERSION = 1
 def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty directory for an import; rename it to ``directory`` when the block ends without an error.
 
-    With ``force`` an earlier import is replaced and its fetched pictures are kept. Any other content is refused.
+    With ``force`` an earlier import is replaced; its fetched pictures and its ``events.toml`` are kept. Any other
+    content is refused.
 
     Args:
         directory: of the data set.
@@ -57,6 +60,7 @@ def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Pat
                 with run_lock(directory) if directory.exists() else contextlib.nullcontext():
                     yield partial
                     _keep_fetched(directory, partial)
+                    _keep_written_by_users(directory, partial)
                     _replace(partial, directory, old)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -110,7 +114,7 @@ def _check_target(directory: Path, *, force: bool) -> None:
             f"{directory}: holds {names[0]!r} and no {RECORD_FILE}, so no import made it; choose another "
             "directory or empty it"
         )
-    foreign = [name for name in names if name not in _OURS]
+    foreign = [name for name in names if name not in _OURS | _WRITTEN_BY_USERS]
     if foreign:
         raise DatasetError(f"{directory}: holds {foreign[0]!r}, which no import made; move it away, then start again")
     if not force:
@@ -139,6 +143,13 @@ def _keep_fetched(directory: Path, partial: Path) -> None:
     shutil.copyfile(fetches, partial / FETCHES_FILE)
     if (directory / IMAGES).is_dir():
         shutil.copytree(directory / IMAGES, partial / IMAGES, dirs_exist_ok=True, copy_function=_link_new)
+
+
+def _keep_written_by_users(directory: Path, partial: Path) -> None:
+    """Copy what users add to an import: the new tables are read by the same rules."""
+    for name in _WRITTEN_BY_USERS:
+        if os.path.lexists(directory / name):
+            shutil.copy2(directory / name, partial / name, follow_symlinks=False)
 
 
 def _link_new(source: str, target: str) -> None:

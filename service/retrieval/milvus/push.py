@@ -105,7 +105,9 @@ def push(
     written = 0
     if record is None:
         written = _fill(client, name, rows, options.wait_s, progress)
-    _check(client, name, rows, options.wait_s, progress)
+    # A record says that the rows were checked, so nothing was written just now: pushing again would not mend them.
+    remedy = "push again" if record is None else "drop it and push again"
+    _check(client, name, rows, options.wait_s, progress, remedy)
     _wait_for_index(client, name, options.wait_s, progress)
     if record is None:
         progress("recall", 0.0)
@@ -188,8 +190,8 @@ def _fill(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, prog
     return written
 
 
-def _check(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, progress: Progress) -> None:
-    """Check the number of rows and the digest of each.
+def _check(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, progress: Progress, remedy: str) -> None:
+    """Check the number of rows and the digest of each; ``remedy``: what to do about another row.
 
     Raises:
         PushRefused: the collection holds other rows, or is not loaded in time.
@@ -203,7 +205,7 @@ def _check(client: MilvusClient, name: str, rows: BundleRows, wait_s: float, pro
         there = client.digests(name, int(numbers[0]), int(numbers[-1]) + 1)
         for row in rows.of(numbers):
             if there.get(row[ROW]) != row[DIGEST]:
-                raise PushRefused(f"{name} holds another row {row[ROW]} than the bundle; push again")
+                raise PushRefused(f"{name} holds another row {row[ROW]} than the bundle; {remedy}")
 
 
 def _wait_for_index(client: MilvusClient, name: str, wait_s: float, progress: Progress) -> None:

@@ -74,6 +74,30 @@ def test_an_earlier_import_is_replaced_only_if_asked(write_source: Callable[...,
     assert content(shop) == before | {"image-fetches.jsonl": b"{}\n", "images/fetched.jpg": b"picture"}
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["file", "link"])
+def test_the_rules_of_events_are_kept(write_source: Callable[..., Path], tmp_path: Path, linked: bool) -> None:
+    shop, rules = tmp_path / "shop", b'weight_by = "rating"\n'
+    run(write_source, shop)
+    (tmp_path / "rules.toml").write_bytes(rules)
+    if linked:
+        (shop / "events.toml").symlink_to("../rules.toml")
+    else:
+        (shop / "events.toml").write_bytes(rules)
+        (shop / "events.toml").chmod(0o600)
+    run(write_source, shop, force=True)
+    assert (shop / "events.toml").read_bytes() == rules
+    assert (shop / "events.toml").is_symlink() == linked
+    assert linked or (shop / "events.toml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_of_rules_alone_makes_no_import(write_source: Callable[..., Path], tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "events.toml").write_text('weight_by = "type"\n')
+    with pytest.raises(DatasetError, match=r"holds 'events\.toml' and no import\.json"):
+        run(write_source, shop, force=True)
+
+
 def test_fetched_pictures_are_copied_where_no_link_can_be_made(
     write_source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
