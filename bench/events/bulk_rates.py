@@ -49,7 +49,7 @@ _PATIENCE_S: Final = 30.0
 
 
 @dataclass(frozen=True)
-class Service:
+class StartedContender:
     """A running contender.
 
     Attributes:
@@ -97,7 +97,7 @@ class Service:
 
 
 @contextmanager
-def started(contender: Contender, made: Published, users: int, scratch: Path) -> Iterator[Service]:
+def started(contender: Contender, made: Published, users: int, scratch: Path) -> Iterator[StartedContender]:
     """A contender with a new Redis of histories and, if it has one, its exporter.
 
     Args:
@@ -122,7 +122,7 @@ def started(contender: Contender, made: Published, users: int, scratch: Path) ->
         )
         with running, running_exporter(store.url, scratch, followed=followed):
             answers = list(shown_answers(running, users))
-            yield Service(running, store, EventTraffic(items, users, answers, 1), followed, scratch)
+            yield StartedContender(running, store, EventTraffic(items, users, answers, 1), followed, scratch)
 
 
 def summary(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
