@@ -32,6 +32,9 @@ _BACKLOG = 2048
 # only for microseconds between two calls of FAISS and ONNX Runtime (docs/adr/0014).
 _SWITCH_INTERVAL_S = 0.00001
 _IPV4 = 4
+# How many objects are made, less those that ended, before a garbage collection. By default 700, fewer than a bulk of
+# events has, whose objects would then be visited while they are in use; nearly all end without a collection.
+_COLLECTED_AFTER = 10_000
 _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
 
@@ -82,6 +85,7 @@ def run(
     # Loaded objects stay; without this every full collection would visit all of them during a request.
     malloc.collect()
     gc.freeze()
+    gc.set_threshold(_COLLECTED_AFTER, *gc.get_threshold()[1:])
     config = GuardedConfig(
         app,
         _connections(settings.http, app.state.metrics),

@@ -62,6 +62,8 @@ _OUTCOMES = {"VLM2REC_OUTCOMES": "true"}
 _TYPES = {"VLM2REC_EVENT_TYPES": ",".join(f"{name}={meaning}" for name, meaning in TABLE.items())}
 _METRIC = re.compile(r'^vlm2rec_(events|outcome_events)_total\{(?:outcome|result)="(\w+)"\} ([\d.e+]+)$', re.MULTILINE)
 _PATIENCE_S = 60.0
+EXPORT_AGE_S: Final = 1.0
+"""After so many seconds events are exported here, so that the exporter has work during a load; by default after 600."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,16 @@ def histories(bundle: Bundle, users: int) -> list[list[str]]:
 
 
 @contextmanager
-def running_exporter(url: str, scratch: Path, *, followed: bool) -> Iterator[Path | None]:
+def running_exporter(
+    url: str, scratch: Path, *, followed: bool, max_age_s: float = EXPORT_AGE_S
+) -> Iterator[Path | None]:
     """An exporter at work that has taken the events which are there.
 
     Args:
         url: of Redis.
         scratch: directory in which the export is made.
         followed: whether there is one.
+        max_age_s: age at which it takes events, however few there are.
 
     Returns:
         Directory of the export; None without an exporter.
@@ -148,8 +153,7 @@ def running_exporter(url: str, scratch: Path, *, followed: bool) -> Iterator[Pat
         return
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         export = Path(directory) / "export"
-        # Every second, so that it has work during a load of seconds; the default is every ten minutes.
-        options = ["--to", str(export), "--redis", url, "--follow", "--max-age-s", "1"]
+        options = ["--to", str(export), "--redis", url, "--follow", "--max-age-s", str(max_age_s)]
         process = psutil.Popen(
             [sys.executable, "-m", "cli.main", "events", "export", *options],
             stdout=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from service.api.ids import NO_FIELD, NOT_A_PLAIN_ID
 from service.errors import (
     BodyTooLarge,
     EncodedBody,
@@ -44,6 +45,7 @@ _RULES = {
     "dict_type": "must be an object",
     "model_type": "must be an object",
 }
+_NO_RULES = {"none_required", NOT_A_PLAIN_ID}
 _ANY_BUT = "^[^"  # begin of a pattern that refuses control characters alone
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -118,7 +120,7 @@ def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSO
             rule = f"breaks {error.error_count()} rules, too many to tell; try a small part of it"
             raise RuleBroken([RuleViolation("body", "too much to show", rule)]) from None
         # Of an optional value the rule that it breaks, not also that it could be missing.
-        details = [detail for detail in error.errors(include_url=False) if detail["type"] != "none_required"]
+        details = [detail for detail in error.errors(include_url=False) if detail["type"] not in _NO_RULES]
         raise RuleBroken([_violation(detail, value) for detail in details]) from None
 
 
@@ -248,7 +250,7 @@ def _violation(detail: ErrorDetails, body: Any) -> RuleViolation:  # noqa: ANN40
 def _path(location: Iterable[str | int], body: Any) -> str:  # noqa: ANN401 - any JSON value
     """The path of a field as a client would write it, without pydantic's names of union members."""
     path, value = "", body
-    location = tuple(location)
+    location = [part for part in location if part != NO_FIELD]
     for depth, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"

@@ -17,14 +17,13 @@ from pydantic import (
     Tag,
     ValidationInfo,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from service.api.ids import Id, PlainIdsFirst
 from service.stores.protocols import session_owner
 
-MAX_ID_BYTES = 256
 MAX_WINDOW = 1000
 MAX_ITEMS = 500
 MAX_EXCLUDED = 1000
@@ -39,20 +38,11 @@ MAX_VALUE = 1e9
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 _TYPE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
 _TYPE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,64}")
-_NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def broken_rule(field: str, received: Any, rule: str) -> PydanticCustomError:  # noqa: ANN401 - any JSON value
     """An error of a rule that spans fields; `service.api.request_body` takes field and value from its context."""
     return PydanticCustomError("rule", "{rule}", {"field": field, "received": received, "rule": rule})
-
-
-def _check_id(value: str) -> str:
-    if not value or len(value) > MAX_ID_BYTES or (not value.isascii() and len(value.encode()) > MAX_ID_BYTES):
-        raise PydanticCustomError("id_length", f"must have 1 to {MAX_ID_BYTES} bytes")
-    if _NOT_IN_IDS.search(value):
-        raise PydanticCustomError("id_characters", "must not hold control characters")
-    return value
 
 
 def _check_scalar(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -85,13 +75,6 @@ def _check_explain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-_ID_SCHEMA = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": MAX_ID_BYTES,
-    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
-}
-Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=_TYPE_PATTERN)]
 RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+$")]
 SearchText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -336,6 +319,12 @@ class SimilarRequest(RetrievalRequest):
         return self
 
 
+def _check_somebody(value: str | None, info: ValidationInfo) -> str | None:
+    if value is None and info.data.get("session_id") is None:
+        raise PydanticCustomError("missing", "is required where there is no session_id")
+    return value
+
+
 class EventRequest(Received):
     """A user, or an anonymous session, did something with an item."""
 
@@ -344,7 +333,7 @@ class EventRequest(Received):
     session_id: Id | None = Field(
         None, description="The session; without user_id an anonymous one, which has a history of its own."
     )
-    user_id: Id | None = Field(None, validate_default=True)
+    user_id: Annotated[Id | None, AfterValidator(_check_somebody), PlainIdsFirst()] = Field(None, validate_default=True)
     item_id: Id = Field(description="Need not be in the current bundle.")
     timestamp: float | None = Field(
         None, ge=0, le=MAX_TIMESTAMP, description="Seconds since 1970, UTC; the time of arrival when missing."
@@ -358,13 +347,6 @@ class EventRequest(Received):
     consent: bool | None = Field(
         None, description="false: the event is counted and not stored. Missing: as VLM2REC_REQUIRE_CONSENT says."
     )
-
-    @field_validator("user_id")
-    @classmethod
-    def _somebody(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("session_id") is None:
-            raise PydanticCustomError("missing", "is required where there is no session_id")
-        return value
 
 
 class EventsRequest(Received):

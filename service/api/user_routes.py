@@ -17,6 +17,7 @@ from index.bundle.event_types import EventTypes, Meaning
 from index.errors import EncoderError
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
+from service.api.ids import Id
 from service.api.openapi import operation, path_parameter
 from service.api.outcomes.arms import Arms
 from service.api.rendering import json_response, samples_of
@@ -37,7 +38,7 @@ from service.stores.outcomes.outcome_store import OutcomeStore
 from service.stores.protocols import Event, HistoryEntry, HistoryStore, StoredIn, session_owner
 from service.telemetry.metrics import Metrics
 
-_USER_ADAPTER: TypeAdapter[str] = TypeAdapter(request_models.Id)
+_USER_ADAPTER: TypeAdapter[str] = TypeAdapter(Id)
 _SAMPLES = 12
 _LARGEST_LEAD_S = 86_400
 _EVENTS_OF_A_REQUEST = 64  # of a bulk: they take the service about as long as one recommendation

@@ -312,35 +312,33 @@ class Outcomes:
         results: Counter[str] = Counter()
         while waiting:
             outcomes = [
-                ItemOutcome(owners[tried], event.item_id, kind, event.request_id, _time_of(event))
+                # One without a time follows all answers, whose replica's clock may be ahead.
+                ItemOutcome(
+                    owners[tried], event.item_id, kind, event.request_id, event.timestamp if event.is_timed else inf
+                )
                 for event, kind, owners in waiting
             ]
             found = await self._store.attribute(outcomes)
             further = []
             for entry, outcome, shown in zip(waiting, outcomes, found, strict=True):
                 event, kind, owners = entry
-                if shown is None and len(owners) > tried + 1:
-                    further.append(entry)
+                if shown is None:  # most events are of no answer
+                    if len(owners) > tried + 1:
+                        further.append(entry)
                     continue
                 results[_result(shown)] += 1
                 if isinstance(shown, AnsweredItem):
                     self.counts.attributed(outcome.owner, kind, shown, event.value or 0.0)
+            results["unattributed"] += found.count(None) - len(further)
             waiting, tried = further, tried + 1
-        for result, amount in results.items():
+        for result, amount in (+results).items():
             self._observer.event(result, amount)
         if failed := results["failed"]:
             self.counts.left_out(time(), "events", "failed", failed)
 
 
-def _time_of(event: Event) -> float:
-    """When it happened; one that was sent without a time follows all answers, whose replica's clock may be ahead."""
-    return event.timestamp if event.is_timed else inf
-
-
 def _result(shown: Attribution) -> str:
-    """What became of an event, as it is counted."""
-    if shown is None:
-        return "unattributed"
+    """What became of an event about which an answer or the store says something, as it is counted."""
     if isinstance(shown, OutcomesUnavailable):
         return "failed"
     return DUPLICATE if shown == DUPLICATE else "attributed"

@@ -268,11 +268,13 @@ def _asked(outcomes: Sequence[ItemOutcome]) -> Iterator[bytes]:
     """What `ATTRIBUTE` reads of each outcome, 14 bytes."""
     items = item_numbers([outcome.item_id for outcome in outcomes])
     for outcome, item in zip(outcomes, items, strict=True):
-        mark, request = MARK_OF[outcome.outcome] << 24 | item, outcome.request_id
-        if request is None:
-            yield _ASKED.pack(mark, _NO_REQUEST, int(max(0.0, min(outcome.latest, _LAST_TIME))))
-        else:
+        mark, request, latest = MARK_OF[outcome.outcome] << 24 | item, outcome.request_id, outcome.latest
+        if request is not None:
             yield _ASKED.pack(_NAMES_REQUEST << 24 | mark, request_fingerprint(request), _LAST_TIME)
+        elif latest < _LAST_TIME:
+            yield _ASKED.pack(mark, _NO_REQUEST, int(max(0.0, latest)))
+        else:
+            yield _ASKED.pack(mark, _NO_REQUEST, _LAST_TIME)
 
 
 def _shown(found: bytes) -> AnsweredItem:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.events import bulk_rates
-from bench.events.bulk_rates import StartedContender, summary, table
+from bench.events.bulk_rates import StartedContender, chosen, summary, table
 from bench.events.traffic import EventTraffic
 
 
@@ -40,6 +40,13 @@ def test_a_turn_whose_events_were_not_all_stored_once_is_refused(
     monkeypatch.setattr(bulk_rates, "closed_loop", lambda *_: loads.pop(0 if warm else -1))
     running: Any = SimpleNamespace(port=1, contender=SimpleNamespace(name="plain"))
     store: Any = None
-    one = StartedContender(running, store, EventTraffic(["a", "b"], 3, [], 1), False, tmp_path)
+    one = StartedContender(running, store, EventTraffic(["a", "b"], 3, [], 1), None, tmp_path)
     with pytest.raises(RuntimeError, match=problem):
-        one.turn(1.0)
+        one.turn(0.5, 1.0)
+
+
+def test_the_services_that_are_named_are_compared_in_their_order() -> None:
+    assert [one.name for one in chosen(None, None)] == ["plain", "types", "loop"]
+    assert [one.name for one in chosen(None, "loop,plain")] == ["loop", "plain"]
+    with pytest.raises(SystemExit, match="must name some of plain, types, loop, received 'echo'"):
+        chosen(None, "plain,echo")
