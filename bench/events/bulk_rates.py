@@ -152,10 +152,10 @@ def started(
             probe={"user_id": user_id(0), "k": _K},
             log=scratch / "log",
         )
-        with running, running_exporter(store.url, scratch, followed=followed, max_age_s=export_age_s):
-            answers = list(shown_answers(running, users))
-            left = None if not followed else 0 if export_age_s < _PATIENCE_S else _NOT_DUE
-            yield StartedContender(running, store, EventTraffic(items, users, answers, 1), left, scratch)
+        left = 0 if export_age_s < _PATIENCE_S else _NOT_DUE
+        with running, running_exporter(store.url, scratch, followed=followed, max_age_s=export_age_s, left=left):
+            traffic = EventTraffic(items, users, list(shown_answers(running, users)), 1)
+            yield StartedContender(running, store, traffic, left if followed else None, scratch)
 
 
 def summary(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -135,15 +135,16 @@ def histories(bundle: Bundle, users: int) -> list[list[str]]:
 
 @contextmanager
 def running_exporter(
-    url: str, scratch: Path, *, followed: bool, max_age_s: float = EXPORT_AGE_S
+    url: str, scratch: Path, *, followed: bool, max_age_s: float = EXPORT_AGE_S, left: int = 0
 ) -> Iterator[Path | None]:
-    """An exporter at work that has taken the events which are there.
+    """An exporter at work that has taken the events which are due.
 
     Args:
         url: of Redis.
         scratch: directory in which the export is made.
         followed: whether there is one.
         max_age_s: age at which it takes events, however few there are.
+        left: most events of a bucket that it may leave.
 
     Returns:
         Directory of the export; None without an exporter.
@@ -161,7 +162,7 @@ def running_exporter(
             preexec_fn=end_with_us,
         )
         try:
-            _wait_for_export(export, url)
+            _wait_for_export(export, url, left)
             yield export
         finally:
             process.terminate()
@@ -319,12 +320,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _wait_for_export(export: Path, url: str) -> None:
-    """Wait until an exporter has begun and taken what is there, so that it does as much as events arrive."""
+def _wait_for_export(export: Path, url: str, left: int) -> None:
+    """Wait until an exporter has begun and taken what is due, so that it does as much as events arrive."""
     until = time.monotonic() + _PATIENCE_S
     with redis.Redis.from_url(url) as client:
         streams = [stream_key("vlm2rec", bucket) for bucket in range(BUCKETS)]
-        while not (export / "export.json").exists() or any(client.xlen(stream) for stream in streams):
+        while not (export / "export.json").exists() or any(client.xlen(stream) > left for stream in streams):
             if time.monotonic() > until:
                 raise RuntimeError(f"the exporter must take the histories within {_PATIENCE_S:.0f} s")
             time.sleep(0.05)
