@@ -1,6 +1,7 @@
 """Validates the ids of users, sessions, items and events in requests."""
 
 import re
+import secrets
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
@@ -11,8 +12,8 @@ MAX_ID_BYTES: Final = 256
 NOT_A_PLAIN_ID: Final = "not_a_plain_id"
 """Type of an error that is no broken rule; another error tells which rule the id breaks."""
 
-NO_FIELD: Final = "\x1f"
-"""Last part of the location of an id in an error of pydantic; it names no field."""
+NO_FIELD: Final = secrets.token_hex()
+"""Last part of the location of an id in an error of pydantic; drawn, so that no client can name a field like it."""
 
 _NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

@@ -366,3 +366,30 @@ def test_one_look_at_the_headers_finds_what_all_checks_find(
         return
     with pytest.raises((UnsupportedBody, EncodedBody)):
         _check_headers(request)
+
+
+@pytest.mark.parametrize("field", ["user_id", "session_id", "item_id", "event_id"])
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("a" * 256, None),
+        ("ä" * 128, None),
+        ("a b", None),
+        ("a" * 257, "must have 1 to 256 bytes"),
+        ("ä" * 128 + "a", "must have 1 to 256 bytes"),
+        ("", "must have 1 to 256 bytes"),
+        ("a\n", "must not hold control characters"),
+        ("a\x7f", "must not hold control characters"),
+        (["a"], "must be a string"),
+        ({"\x1f": 1}, "must be a string"),
+    ],
+)
+def test_an_id_of_an_event_is_checked_alike_in_ascii_and_beyond(field: str, value: Any, rule: str | None) -> None:
+    event = {"user_id": "u", "item_id": "i"} | {field: value}
+    if rule is None:
+        assert getattr(validate(EventRequest, event), field) == value
+        return
+    with pytest.raises(RuleBroken) as refused:
+        validate(EventsRequest, {"events": [event]})
+    (violation,) = refused.value.violations
+    assert (violation.field, violation.rule) == (f"events[0].{field}", rule)
