@@ -19,7 +19,7 @@ class Coefficient(BaseModel):
     """One figure that estimates are made of.
 
     Attributes:
-        value: above 0, in `unit`.
+        value: in `unit`; 1e-18 to 1e18, so that products and quotients of a few stay finite.
         basis: measured by `command`, computed from sizes or a data sheet, or a guess.
         source: the file, page or reason that it is taken from.
         date: ISO date of the measurement or of the guess.
@@ -28,7 +28,7 @@ class Coefficient(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    value: float = Field(gt=0, allow_inf_nan=False)
+    value: float = Field(ge=1e-18, le=1e18, allow_inf_nan=False)
     unit: str = Field(min_length=1)
     basis: Basis
     source: str = Field(min_length=1)

@@ -54,7 +54,7 @@ KeepOption = Annotated[
 WaitOption = Annotated[
     float,
     typer.Option(
-        "--wait", min=0, help="Most seconds of each wait for Milvus: for a flush, for a load, and for the index."
+        "--wait", min=1, help="Most seconds of each wait for Milvus: for a flush, for a load, and for the index."
     ),
 ]
 

@@ -268,7 +268,19 @@ def test_a_bad_size_is_refused_by_name(arguments: tuple[str, ...], message: str)
     ("text", "message"),
     [
         ("[speed]\nvalue = 1", "speed is not a coefficient; known are"),
-        ("[loop_ms]\nvalue = -1", "loop_ms.value: Input should be greater than 0, got -1"),
+        (
+            "[loop_ms]\nvalue = -1",
+            "loop_ms.value: Input should be greater than or equal to 0.000000000000000001, got -1",
+        ),
+        (
+            "[loop_ms]\nvalue = 1e-308",
+            "loop_ms.value: Input should be greater than or equal to 0.000000000000000001, got 1e-308",
+        ),
+        (
+            "[loop_ms]\nvalue = 1e308",
+            "loop_ms.value: Input should be less than or equal to 1000000000000000000, got 1e+308",
+        ),
+        ("[loop_ms]\nvalue = nan", "loop_ms.value: Input should be a finite number, got nan"),
         ("[loop_ms]\nvalue = 1", "loop_ms.unit: Field required"),
         ("loop_ms = ", "the coefficients cannot be read"),
         ("loop_ms = " + "[" * 5_000, "the coefficients cannot be read"),
