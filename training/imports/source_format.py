@@ -15,6 +15,8 @@ SOURCE_IMAGE = "#source image"
 """Column of a batch: path of the item's picture relative to the source; the picture is copied into the data set."""
 TIME = "#microseconds"
 """Column of a batch: int64 microseconds since 1970 UTC; null where the source's time breaks the rule."""
+RATING = "rating"
+"""Column of a batch of events: the stars that a user gave; ``events.toml`` may say from how many on an event counts."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The columns by which ``events.toml`` decides what events mean reach the data set."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,33 @@ def test_of_a_file_of_interactions(imported: Callable, tmp_path: Path) -> None:
 
 def test_of_a_table_of_postgres(imported: Callable) -> None:
     assert kept(imported("postgres", ITEMS | {"interactions.csv": EVENTS}).raw_events()) == KEPT
+
+
+def test_the_stars_of_movielens(imported: Callable) -> None:
+    ratings = "u::1::5::978300001\nu::2::1::978300002\nu::1::3.5::978300003\nu::2::good::978300004\n"
+    made = imported("movielens", {"movies.dat": "1::A (1990)::Drama\n2::B (1991)::Drama\n", "ratings.dat": ratings})
+    assert kept(made.raw_events()) == {"rating": [5.0, 1.0, 3.5, None]}
+    assert made.left_empty() == {"the rating must be a number; left empty": (1, [4])}
+
+
+def test_low_ratings_are_left_out_where_a_threshold_says_so(imported: Callable) -> None:
+    ratings = "u::1::5::978300001\nu::2::1::978300002\nu::2::4::978300003\n"
+    made = imported("movielens", {"movies.dat": "1::A (1990)::Drama\n2::B (1991)::Drama\n", "ratings.dat": ratings})
+    assert made.dataset().interactions.height == 3
+    (made.directory / "events.toml").write_text('weight_by = "rating"\nrating_threshold = 4\n')
+    assert made.dataset().interactions.drop("user_id", "timestamp").rows() == [("1", 1.0), ("2", 1.0)]
+
+
+def test_the_stars_of_amazon(imported: Callable) -> None:
+    reviews = [
+        {"user_id": "u", "parent_asin": "a", "timestamp": 1_600_000_000_000, "rating": 5.0},
+        {"user_id": "u", "parent_asin": "a", "timestamp": 1_600_000_001_000, "rating": 2},
+        {"user_id": "u", "parent_asin": "a", "timestamp": 1_600_000_002_000, "rating": "many"},
+        {"user_id": "u", "parent_asin": "a", "timestamp": 1_600_000_003_000},
+    ]
+    lines = "".join(f"{json.dumps(review)}\n" for review in reviews)
+    made = imported("amazon-2023", {"meta_x.jsonl": '{"parent_asin": "a", "title": "A"}\n', "x.jsonl": lines})
+    assert kept(made.raw_events()) == {"rating": [5.0, 2.0, None, None]}
 
 
 def test_training_reads_them(imported: Callable, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training.errors import DatasetError
 from training.imports.delimited import LINE
 from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source
-from training.imports.source_format import IMAGE_URL, TIME, Batch
+from training.imports.source_format import IMAGE_URL, RATING, TIME, Batch
 from training.imports.values import joined, number_of, text_of, texts_of
 
 _META = ("meta_*.jsonl", "meta_*.json")
@@ -34,7 +34,11 @@ _ITEMS: dict[str, type[pl.DataType] | pl.DataType] = {
     "average_rating": pl.Float64,
     "rating_number": pl.Int64,
 }
-_EVENTS = {LINE: pl.Int64, USER_ID: pl.String, ITEM_ID: pl.String, TIME: pl.Int64}
+_EVENTS = {LINE: pl.Int64, USER_ID: pl.String, ITEM_ID: pl.String, TIME: pl.Int64, RATING: pl.Float64}
+_LOW_ONES_TOO = (
+    "every review is an interaction, low stars too; an events.toml with rating_threshold makes those with fewer stars "
+    "count no more; the texts of reviews are not kept"
+)
 _NO_PRICE = "price is no number (such as 'from 12.99'); left empty"
 _LARGEST = ("hi_res", "large", "thumb")
 _LATEST_MS = 1 << 53
@@ -68,11 +72,11 @@ class Amazon2023:
                 yield Batch(path.name, pl.DataFrame(rows, schema=_ITEMS, orient="row"))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Every review is an event of its ``parent_asin``, for any number of stars."""
+        """Every review is an event of its ``parent_asin``, with its stars."""
         files = [path for path in source.find(*_REVIEWS) if not _is_meta(path)]
         if not files:
             raise DatasetError(f"{source.root}: no file with the reviews, looked for *.jsonl(.gz); see docs/recipes.md")
-        record.note("every review is an interaction, low stars too; the stars and texts of reviews are not kept")
+        record.note(_LOW_ONES_TOO)
         for path in files:
             for lines, objects in _objects(source, path):
                 rows = [
@@ -81,6 +85,7 @@ class Amazon2023:
                         text_of(value.get("user_id")),
                         text_of(value.get("parent_asin")),
                         _time(value.get("timestamp")),
+                        number_of(value.get("rating")),
                     )
                     for line, value in zip(lines, objects, strict=True)
                 ]

@@ -10,11 +10,15 @@ from training.errors import DatasetError
 from training.imports.delimited import LINE, read_fields, read_lines
 from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source, is_utf8
-from training.imports.source_format import TIME, Batch
+from training.imports.source_format import RATING, TIME, Batch
 
 _MOVIE = r"^([^:]+)::(.*)::([^:]*)$"
 _SECONDS = r"^(-?\d{1,12})$"
 _NO_GENRES = "(no genres listed)"
+_LOW_ONES_TOO = (
+    "every rating is an interaction, low ones too; an events.toml with rating_threshold makes those with fewer stars "
+    "count no more"
+)
 
 
 class MovieLens:
@@ -43,12 +47,12 @@ class MovieLens:
             yield Batch(path.name, _films(parts))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Every rating is an event, for any number of stars."""
+        """Every rating is an event, with its stars."""
         path = source.one("the ratings", "ratings.dat")
-        record.note("every rating is an interaction, low ones too; the stars are not kept")
-        for rows in read_fields(source, path, "::", (USER_ID, ITEM_ID, "rating", "seconds")):
+        record.note(_LOW_ONES_TOO)
+        for rows in read_fields(source, path, "::", (USER_ID, ITEM_ID, RATING, "seconds")):
             seconds = pl.col("seconds").str.strip_chars().str.extract(_SECONDS).cast(pl.Int64)
-            yield Batch(path.name, rows.select(LINE, USER_ID, ITEM_ID, (seconds * 1_000_000).alias(TIME)))
+            yield Batch(path.name, rows.select(LINE, USER_ID, ITEM_ID, (seconds * 1_000_000).alias(TIME), RATING))
 
 
 def _films(parts: pl.DataFrame) -> pl.DataFrame:
