@@ -10,7 +10,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -264,15 +263,6 @@ class RedisSettings(SettingsGroup):
         if "redis_url" in given:
             raise ValueError("set redis_url or redis_url_file, not both")
         return {**given, "redis_url": read_secret(Path(file), "redis_url_file").strip()}
-
-    @field_validator("redis_prefix")
-    @classmethod
-    def _check_prefix(cls, value: str, info: ValidationInfo) -> str:
-        url = info.data.get("redis_url")
-        # The first braces of a key decide on its node; the keys of a user would not be on one, or all on the same.
-        if url is not None and kind_of(url.get_secret_value()) == "cluster" and not {"{", "}"}.isdisjoint(value):
-            raise ValueError("must hold no { and no } where redis_url names a cluster, whose keys have braces after it")
-        return value
 
     @property
     def url(self) -> str:

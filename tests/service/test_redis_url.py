@@ -72,10 +72,3 @@ def test_several_hosts_are_one_database_in_any_order() -> None:
     assert database_of("redis+cluster://u:p@b:1,a:2") == database_of("redis+cluster://a:2,b:1") == "a:2,b:1/#0"
     assert database_of("redis+sentinel://b,a:1/m/3") == "a:1,b:26379/m#3"
     assert database_of("redis://u:p@Host/2") == "host:6379#2"
-
-
-@pytest.mark.parametrize("prefix", ["{shop}", "{}", "shop{", "a}b"])
-def test_a_prefix_with_braces_is_refused_on_a_cluster_alone(prefix: str) -> None:
-    with pytest.raises(SettingsError, match=r"redis_prefix.* must hold no \{ and no \}"):
-        load_settings(registry="r", redis_url="redis+cluster://host", redis_prefix=prefix)
-    assert load_settings(registry="r", redis_url="redis://host", redis_prefix=prefix).redis.redis_prefix == prefix
