@@ -5,7 +5,7 @@ from fastapi import FastAPI
 
 from bench.peers.answering import PORT
 from bench.peers.ask import Answer, Item
-from service.api.request_models import RecommendRequest
+from service.api.requests.request_models import RecommendRequest
 
 app = FastAPI()
 

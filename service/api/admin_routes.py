@@ -9,10 +9,11 @@ from starlette.responses import Response
 from structlog.typing import FilteringBoundLogger
 
 from service.access.auth import KeyRing
-from service.api import request_models, response_models
+from service.api import response_models
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response
-from service.api.request_body import read_json, read_optional_json, shown, validate
+from service.api.requests import request_models
+from service.api.requests.request_body import read_json, read_optional_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations, admit, item_id_of
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState

@@ -19,8 +19,8 @@ from service.api import cursors, response_models
 from service.api.cursors import Cursor, next_cursor
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
-from service.api.request_body import shown, validate
-from service.api.request_models import MAX_WINDOW, SearchText
+from service.api.requests.request_body import shown, validate
+from service.api.requests.request_models import MAX_WINDOW, SearchText
 from service.api.routing import KEY_PROBLEMS, Operation, add_operations, admit_to_data, item_id_of
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import NoPicture, UnknownItem

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.api.request_models import RecommendRequest
+from service.api.requests.request_models import RecommendRequest
 from service.errors import HistoriesUnavailable
 from service.request_trace import Trace
 from service.stores.protocols import HistoryReader

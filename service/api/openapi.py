@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.api.outcomes.experiment_models import EXPERIMENT_REQUESTS, EXPERIMENT_RESPONSES
-from service.api.request_models import REQUESTS, RecommendRequest
+from service.api.requests.request_models import REQUESTS, RecommendRequest
 from service.api.response_models import RESPONSES, Problem
 from service.http.problems import KINDS, MEDIA_TYPE
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from index.bundle.bundle import Bundle
-from service.api import request_models
-from service.api.request_body import shown
+from service.api.requests import request_models
+from service.api.requests.request_body import shown
 from service.errors import RuleBroken, RuleViolation, UnknownItem
 from service.recommend.query import Query
 from service.recommend.stored_history import HistoryWindow

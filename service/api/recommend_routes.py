@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
-from service.api import request_models, response_models
+from service.api import response_models
 from service.api.merged_sessions import of_its_user, session_alone
 from service.api.openapi import operation
 from service.api.outcomes.arms import Arms, InterleavedArms
@@ -14,7 +14,8 @@ from service.api.outcomes.interleaved_answers import InterleavedAnswers
 from service.api.outcomes.kept_answers import KeptAnswers
 from service.api.queries import check_fields, recommend_query, similar_query
 from service.api.rendering import ResponseBodies, json_response
-from service.api.request_body import read_json, validate
+from service.api.requests import request_models
+from service.api.requests.request_body import read_json, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.recommend.batch_histories import BatchHistories

@@ -15,7 +15,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
 from index.items.modality_status import ModalityStatus
 from index.items.slots import BEHAVIOUR
-from service.api import request_models
+from service.api.requests import request_models
 from service.recommend.query import Recommendations, Strategy
 from service.request_trace import Trace
 from service.telemetry.metrics import Metrics

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.access.auth import KeyRing
 from service.access.scopes import KeyScope
 from service.api.openapi import responses, tagged_responses
-from service.api.request_body import shown
+from service.api.requests.request_body import shown
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import RuleBroken, RuleViolation, UnknownItem
 from service.http.request_context import context_of

@@ -16,12 +16,13 @@ from index.bundle.bundle import Bundle
 from index.bundle.event_types import EventTypes, Meaning
 from index.errors import EncoderError
 from service.access.auth import KeyRing
-from service.api import request_models, response_models
-from service.api.ids import Id
+from service.api import response_models
 from service.api.openapi import operation, path_parameter
 from service.api.outcomes.arms import Arms
 from service.api.rendering import json_response, samples_of
-from service.api.request_body import read_json, shown, validate
+from service.api.requests import request_models
+from service.api.requests.ids import Id
+from service.api.requests.request_body import read_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog import get_logger
 
-from service.api.request_body import read_json
+from service.api.requests.request_body import read_json
 from service.errors import RequestRefused
 from service.http.admission import Admission
 from service.http.config import GuardedConfig

@@ -7,7 +7,7 @@ from index.bundle.bundle import Bundle
 from index.errors import FilterError
 from index.filters.filters import compile_filter
 from service.api.outcomes.experiment_models import ArmDefaults
-from service.api.request_models import RecommendRequest
+from service.api.requests.request_models import RecommendRequest
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState
 from service.errors import RuleBroken, RuleViolation

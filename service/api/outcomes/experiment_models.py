@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.api.request_models import BUNDLE_ID, Filter, Received, SlotWeight, broken_rule
+from service.api.requests.request_models import BUNDLE_ID, Filter, Received, SlotWeight, broken_rule
 
 MOST_ARMS: Final = 4
 NAME: Final = r"^[a-z0-9][a-z0-9-]{0,31}$"

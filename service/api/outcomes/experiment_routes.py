@@ -23,7 +23,7 @@ from service.api.outcomes.experiment_models import (
 )
 from service.api.outcomes.outcome_routes import OFF
 from service.api.rendering import json_response
-from service.api.request_body import read_json, shown, validate
+from service.api.requests.request_body import read_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations, admit
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.experiment_bundles import ExperimentBundles, other_runs

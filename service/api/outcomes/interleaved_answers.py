@@ -13,7 +13,7 @@ from service.api.outcomes.arms import InterleavedArms, RequestArm
 from service.api.outcomes.kept_answers import ArmPart, KeptAnswers
 from service.api.queries import check_fields, fresh_share_of, recommend_query
 from service.api.rendering import ResponseBodies, json_response
-from service.api.request_models import RecommendRequest
+from service.api.requests.request_models import RecommendRequest
 from service.errors import RuleBroken
 from service.experiments.team_draft import Pick, coins_of, team_draft
 from service.recommend.batch_histories import BatchHistories

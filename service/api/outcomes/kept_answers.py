@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.bundle.bundle import Bundle
-from service.api import request_models
+from service.api.requests import request_models
 from service.outcomes.outcomes import Outcomes
 from service.outcomes.sent_answers import SecondPart, SentAnswer
 from service.recommend.contributions import Contributions

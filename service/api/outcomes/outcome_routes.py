@@ -13,8 +13,8 @@ from service.access.auth import KeyRing
 from service.api import response_models
 from service.api.openapi import operation, query_parameters
 from service.api.rendering import json_response
-from service.api.request_body import validate
-from service.api.request_models import MAX_TIMESTAMP
+from service.api.requests.request_body import validate
+from service.api.requests.request_models import MAX_TIMESTAMP
 from service.api.routing import KEY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import Conflict, RuleBroken, RuleViolation

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 from starlette.testclient import TestClient
 
-from service.api import request_models
+from service.api.requests import request_models
 from service.stores.history_keys import keys_of
 
 EVERY = [

@@ -17,7 +17,7 @@ from index.bundle.bundle import Bundle
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from service.api import request_models
+from service.api.requests import request_models
 from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service.api import request_body
-from service.api.request_body import _check_headers, read_json, shown, validate
-from service.api.request_models import EventRequest, EventsRequest, RecommendRequest, SimilarRequest
+from service.api.requests import request_body
+from service.api.requests.request_body import _check_headers, read_json, shown, validate
+from service.api.requests.request_models import EventRequest, EventsRequest, RecommendRequest, SimilarRequest
 from service.errors import (
     BodiesFull,
     BodyTooLarge,

@@ -14,8 +14,8 @@ from starlette.types import Message
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service.api.request_body import validate
-from service.api.request_models import RecommendRequest
+from service.api.requests.request_body import validate
+from service.api.requests.request_models import RecommendRequest
 from service.app import create_app
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady, RuleBroken, StartError

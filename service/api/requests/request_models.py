@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.api.ids import Id, PlainIdsFirst
+from service.api.requests.ids import Id, PlainIdsFirst
 from service.stores.protocols import session_owner
 
 MAX_WINDOW = 1000
@@ -41,7 +41,7 @@ _TYPE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,64}")
 
 
 def broken_rule(field: str, received: Any, rule: str) -> PydanticCustomError:  # noqa: ANN401 - any JSON value
-    """An error of a rule that spans fields; `service.api.request_body` takes field and value from its context."""
+    """An error of a rule that spans fields; `request_body` takes field and value from its context."""
     return PydanticCustomError("rule", "{rule}", {"field": field, "received": received, "rule": rule})
 
 

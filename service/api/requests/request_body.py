@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from service.api.ids import NO_FIELD, NOT_A_PLAIN_ID
+from service.api.requests.ids import NO_FIELD, NOT_A_PLAIN_ID
 from service.errors import (
     BodyTooLarge,
     EncodedBody,
