@@ -124,7 +124,7 @@ class TopicWriter:
         self._config = config
         self._timeout_s = timeout_s
         self._report = report
-        self._reported: list[str] = []  # problems since records have arrived
+        self._reported: dict[str, str] = {}  # problems since records have arrived, with their texts
         self._producer: Producer | None = None
 
     def write(self, records: Sequence[Record]) -> None:
@@ -146,7 +146,7 @@ class TopicWriter:
         except KafkaException as error:
             deliveries.failures.append(error.args[0].str())
         if deliveries.acknowledged < len(records):
-            reason = next(iter([*deliveries.failures[:1], *self._reported[-1:]]), "no answer")
+            reason = next(iter([*deliveries.failures[:1], *reversed(self._reported.values())]), "no answer")
             missing = len(records) - deliveries.acknowledged
             self.close()
             raise KafkaUnavailable(
@@ -206,8 +206,10 @@ class TopicWriter:
 
     def _on_error(self, error: Any) -> None:  # noqa: ANN401 - a KafkaError
         text = error.str().partition(" (after ")[0]  # what follows is the time of this try
-        if text not in self._reported:
-            self._reported.append(text)
+        # The line "0/1 brokers are down" counts the brokers that are known, which differs between tries.
+        problem = error.name() if error.name() == "_ALL_BROKERS_DOWN" else text
+        if problem not in self._reported:
+            self._reported[problem] = text
             self._report(f"{self.target.servers}: {text}; trying again")
 
 

@@ -57,6 +57,10 @@ def refusal(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("backup create --to new --no-redis --no-registry", "leave nothing; give at most one of them"),
         ("backup restore --from empty --no-redis --no-registry", "leave nothing; give at most one of them"),
         ("index list --registry items.csv", "items.csv: a registry is a directory, not a file; name another one"),
+        (
+            "index push --registry empty --milvus http://127.0.0.1:1 --wait 0",
+            "'--wait': Input should be greater than or equal to 1",
+        ),
         ("export-towers --run empty --out new", "no trained model here; run `vlm2rec train` first"),
         ("index build --run empty", "empty: holds no fitted encoder; run `vlm2rec fit`"),
         ("index build --run empty --memory-mb -5", "'--memory-mb': Input should be greater than or equal to 1"),

@@ -1,5 +1,6 @@
 """The command as its users run it: a real process, a real socket, a real shutdown."""
 
+import gc
 import json
 import os
 import re
@@ -9,9 +10,9 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer import BadParameter
@@ -19,6 +20,7 @@ from typer import BadParameter
 from cli.online.serve import serve
 from service.bundles.startup import Startup
 from service.errors import SettingsError, StartError
+from service.server import SocketServer, run
 from service.server import serve as serve_alone
 from service.settings.load import Settings, load_settings
 from tests.support.processes.service_process import SERVE, Service
@@ -172,6 +174,38 @@ def test_the_port_opens_before_the_bundle_is_loaded(monkeypatch: pytest.MonkeyPa
     with pytest.raises(StartError, match="enough"):
         serve_alone(load_settings(registry=str(tmp_path), port=port), announce=lambda _: None)
     assert connected == [("127.0.0.1", port)]
+
+
+class NeverServing:
+    """A server that ends at once and notes after how many new objects a collection of garbage would have begun."""
+
+    was_ready = True
+
+    def __init__(self) -> None:
+        self.collected_after = 0
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        self.collected_after = gc.get_threshold()[0]
+        for one in sockets:
+            one.close()
+
+
+@pytest.fixture
+def as_collected() -> Iterator[None]:
+    """Takes back what `service.server.run` sets for the collection of garbage in the whole process."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("as_collected")
+def test_garbage_is_collected_after_ten_thousand_new_objects(small_registry: Path) -> None:
+    """The interpreter's 700 cost a bulk of events some microseconds each (issue 20)."""
+    server = NeverServing()
+    run(load_settings(registry=str(small_registry)), socket.socket(), lambda *_: cast("SocketServer", server))
+    assert server.collected_after == 10_000
+    assert gc.get_freeze_count() > 0
 
 
 def test_an_empty_registry_is_reported(tmp_path: Path) -> None:

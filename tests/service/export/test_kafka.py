@@ -251,6 +251,26 @@ def test_a_problem_is_reported_once_until_records_arrive() -> None:
     assert 1 <= len(lines) <= 3
 
 
+def test_a_count_of_brokers_that_differs_is_the_same_problem() -> None:
+    from confluent_kafka import KafkaError
+
+    lines = list[str]()
+    writer = TopicWriter(KafkaTopic("a:1,b:1", TOPIC), {}, timeout_s=1.0, report=lines.append)
+    for code, text in [
+        (KafkaError._TRANSPORT, "a:1: Connect to a:1 failed: refused (after 0ms in state CONNECT)"),
+        (KafkaError._ALL_BROKERS_DOWN, "0/1 brokers are down"),
+        (KafkaError._ALL_BROKERS_DOWN, "0/2 brokers are down"),
+        (KafkaError._TRANSPORT, "b:1: Connect to b:1 failed: refused (after 0ms in state CONNECT)"),
+        (KafkaError._TRANSPORT, "a:1: Connect to a:1 failed: refused (after 5ms in state CONNECT)"),
+    ]:
+        writer._on_error(KafkaError(code, text))
+    assert [line.partition("a:1,b:1: ")[2] for line in lines] == [
+        "a:1: Connect to a:1 failed: refused; trying again",
+        "0/1 brokers are down; trying again",
+        "b:1: Connect to b:1 failed: refused; trying again",
+    ]
+
+
 class Killed(BaseException):
     """Stands for the death of the process."""
 

@@ -67,6 +67,7 @@ def test_the_stars_of_amazon(imported: Callable) -> None:
     lines = "".join(f"{json.dumps(review)}\n" for review in reviews)
     made = imported("amazon-2023", {"meta_x.jsonl": '{"parent_asin": "a", "title": "A"}\n', "x.jsonl": lines})
     assert kept(made.raw_events()) == {"rating": [5.0, 2.0, None, None]}
+    assert made.left_empty() == {"the rating must be a number; left empty": (1, [3])}
 
 
 def test_training_reads_them(imported: Callable, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ _ITEMS: dict[str, type[pl.DataType] | pl.DataType] = {
     "average_rating": pl.Float64,
     "rating_number": pl.Int64,
 }
-_EVENTS = {LINE: pl.Int64, USER_ID: pl.String, ITEM_ID: pl.String, TIME: pl.Int64, RATING: pl.Float64}
+_EVENTS = {LINE: pl.Int64, USER_ID: pl.String, ITEM_ID: pl.String, TIME: pl.Int64, RATING: pl.String}
 _LOW_ONES_TOO = (
     "every review is an interaction, low stars too; an events.toml with rating_threshold makes those with fewer stars "
     "count no more; the texts of reviews are not kept"
@@ -85,7 +85,7 @@ class Amazon2023:
                         text_of(value.get("user_id")),
                         text_of(value.get("parent_asin")),
                         _time(value.get("timestamp")),
-                        number_of(value.get("rating")),
+                        text_of(value.get("rating")),
                     )
                     for line, value in zip(lines, objects, strict=True)
                 ]
