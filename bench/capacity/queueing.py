@@ -2,24 +2,25 @@
 
     python -m bench.capacity.queueing
 
-Calibrates with two runs: at 50 requests a second, where nothing queues (what lies outside of the process, and a search
-alone), and in a closed loop (processor time of event loop and search threads, and the highest rate, to which the
-contention of the threads is fitted). Then it measures at 30, 50 and 70 % of that rate, which the calibration has not
-seen, and simulates the same. Every figure is the median of the rounds. About five minutes on a quiet machine; on a busy
-one neither calibration nor measurement means anything: the file holds the load average before each stage. Writes
-bench/results/queueing.json, and prints a table of them and the coefficients as ``vlm2rec plan
---coefficients`` takes them; exit code 1 where a p99 differs by more or a request failed.
+The service has one worker and a core of its own; Redis and the client share the others. Calibrates at rates that are
+not compared: at 50 requests a second, where nothing queues (what lies outside of the process), at 20, 40 and 60 % of
+the rate of a closed loop, and in that loop (processor time of event loop and search thread, batches, and from p99 the
+variation of the times). Then it compares p99 at 30, 50 and 70 %. All rates take turns, so that they see the same
+machine. Every figure is the median of the rounds, or of all of them together. At the end the processor time of an
+answer from two workers on all cores, over that of one. About ten minutes on a quiet machine; on a busy one neither
+calibration nor measurement means anything: the file holds the load average before each round. Writes
+bench/results/queueing.json, and prints a table of the rates and the coefficients as ``vlm2rec plan --coefficients``
+takes them; exit code 1 where a p99 differs by more or a request failed.
 """
 
 import argparse
 import json
 import os
-import re
 import signal
 import statistics
 import sys
 import time
-import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.capacity.thread_times import CONNECTIONS, Turn, Used, fitted_times
 from bench.index.bundles import published
 from bench.load.open_loop import Client, arrivals, requests_of
 from bench.measurements import commit, machine
@@ -34,14 +36,13 @@ from bench.serving.contenders import OURS
 from bench.serving.plan import ServingPlan
 from bench.serving.running import PATH, RunningContender
 from bench.serving.setting import Setting
-from cli.capacity.queueing import ServiceTimes, closed_loop, fitted_contention, open_loop
+from cli.capacity.queueing import ServiceTimes, closed_loop, fitted_variation, open_loop
 
 TOLERANCE: Final = 0.25
-SHARES: Final = (0.3, 0.5, 0.7)
-_LOW_RATE: Final = 50.0
-_CONNECTIONS: Final = 64
+CALIBRATED: Final = (0.2, 0.4, 0.6)
+COMPARED: Final = (0.3, 0.5, 0.7)
+LOW_RATE: Final = 50.0
 _SIMULATED: Final = 30_000
-_STAGE: Final = re.compile(r'vlm2rec_stage_seconds_(sum|count)\{[^}]*stage="(encode|search)"[^}]*\} (\S+)')
 
 
 def main() -> None:
@@ -63,34 +64,76 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """The calibrated times, and measured and simulated latencies at each rate."""
+    own, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        raise SystemExit("the service must have a core of its own; give the bench at least two")
     plan = replace(ServingPlan(), main=options.items)
     made = published(options.items, options.work, lambda *_: None)
-    with Setting(plan, {options.items: made}) as setting, setting.start(OURS, options.items, plan.users) as running:
-        setting.closed(running, plan.users, _CONNECTIONS, plan.warm_s)
-        load = [_load()]
-        times, peak = _calibrated(setting, running, plan, options)
-        print(f"peak {peak:.0f}/s, {_said(times)}", file=sys.stderr)
-        rates = []
-        for share in SHARES:
-            rate = share * peak
-            load.append(_load())
-            runs = [_latencies_ms(running, plan.users, rate, options.seconds, n) for n in range(1, options.rounds + 1)]
-            rates.append(verdict(rate, runs, open_loop(times, rate, _SIMULATED)))
-            print(json.dumps(rates[-1]), file=sys.stderr)
+    pinned = replace(OURS, under=("taskset", "--cpu-list", str(own)))
+    everywhere = OURS.with_processes(2)
+    with Setting(plan, {options.items: made}) as setting:
+        os.sched_setaffinity(0, others)
+        setting.redis(options.items, plan.users)
+        with setting.start(pinned, options.items, plan.users) as running:
+            measured = _measured(setting, running, plan, options)
+            alone_cpu_ms = _cpu_ms(setting, running, plan, options.rounds)
+        os.sched_setaffinity(0, [own, *others])
+        with setting.start(everywhere, options.items, plan.users) as running:
+            two_cpu_ms = _cpu_ms(setting, running, plan, options.rounds)
+    peak = measured["peak"]
+    times = calibrated(measured["turns"], peak)
+    rates = [
+        verdict(share * peak, [turn.latencies_ms for turn in measured["turns"] if turn.share == share], times)
+        for share in COMPARED
+    ]
     return {
         "items": options.items,
-        "peak": peak,
-        "simulated_peak": closed_loop(times, _CONNECTIONS, _SIMULATED),
-        "times": _said(times),
+        "peak": round(peak, 1),
+        "simulated_peak": round(closed_loop(times, CONNECTIONS, _SIMULATED), 1),
+        "times": said(times),
+        "workers_cost": round(two_cpu_ms / alone_cpu_ms, 3),
         "rates": rates,
-        "load_averages": load,
+        "calibration": [
+            verdict(rate, [turn.latencies_ms for turn in measured["turns"] if turn.share == share], times)
+            for share, rate in [(LOW_RATE / peak, LOW_RATE), *((share, share * peak) for share in CALIBRATED)]
+        ],
+        "load_averages": measured["load_averages"],
         "machine": machine(),
         "commit": commit(),
     }
 
 
-def verdict(rate: float, runs: list[NDArray[np.float64]], simulated: NDArray[np.float64]) -> dict[str, Any]:
+def calibrated(turns: Sequence[Turn], peak: float) -> ServiceTimes:
+    """The times of the process, from the turns at the rates that are not compared.
+
+    Args:
+        turns: of all rates; those that are compared are left out.
+        peak: answers a second of a closed loop.
+    """
+    lowest = min(turn.share for turn in turns if turn.share)
+    low = [turn for turn in turns if turn.share == lowest]
+    others = [turn for turn in turns if turn.share in {*CALIBRATED, 0.0}]
+    latencies_ms = np.concatenate([turn.latencies_ms for turn in low])
+    used_ms = sum(turn.used.loop_ms for turn in low) / sum(turn.used.searches for turn in low)
+    outside_ms = np.maximum(latencies_ms[~np.isnan(latencies_ms)] - used_ms, 0)
+    times = fitted_times(others, peak, outside_ms.tolist())
+    p99_ms = {share * peak: _percentile([turn for turn in turns if turn.share == share], 99) for share in CALIBRATED}
+    return fitted_variation(times, p99_ms)
+
+
+def verdict(rate: float, runs: Sequence[NDArray[np.float64]], times: ServiceTimes) -> dict[str, Any]:
     """Medians over the rounds beside the simulation, and whether the p99 agree.
+
+    Args:
+        rate: requests a second.
+        runs: measured latencies in milliseconds, of each round; NaN for a request that was not answered with 200.
+        times: that are simulated.
+    """
+    return agreement(rate, runs, open_loop(times, rate, _SIMULATED))
+
+
+def agreement(rate: float, runs: Sequence[NDArray[np.float64]], simulated: NDArray[np.float64]) -> dict[str, Any]:
+    """Medians over the rounds beside simulated latencies, and whether the p99 agree.
 
     Args:
         rate: requests a second.
@@ -100,15 +143,16 @@ def verdict(rate: float, runs: list[NDArray[np.float64]], simulated: NDArray[np.
     failed = sum(int(np.isnan(run).sum()) for run in runs)
     found: dict[str, Any] = {"rate": round(rate, 1), "failed": failed}
     for percent in (50, 99):
-        measured = statistics.median(float(np.nanpercentile(run, percent)) for run in runs)
-        found[f"p{percent}_ms"] = round(measured, 3)
+        each = [round(float(np.nanpercentile(run, percent)), 3) for run in runs]
+        found[f"p{percent}_ms"] = statistics.median(each)
+        found[f"p{percent}_ms_of_rounds"] = each
         found[f"simulated_p{percent}_ms"] = round(float(np.percentile(simulated, percent)), 3)
     found["difference"] = round(found["simulated_p99_ms"] / found["p99_ms"] - 1, 3)
     return found | {"holds": failed == 0 and abs(found["difference"]) <= TOLERANCE}
 
 
-def table(found: dict[str, Any]) -> str:
-    """The rates as a table of Markdown."""
+def table(found: Mapping[str, Any]) -> str:
+    """The compared rates as a table of Markdown."""
     lines = [
         "| requests/s | p50, measured | p50, simulated | p99, measured | p99, simulated | difference of p99 |",
         "|---|---|---|---|---|---|",
@@ -119,17 +163,14 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def coefficients(found: dict[str, Any], date: str) -> str:
+def coefficients(found: Mapping[str, Any], date: str) -> str:
     """The calibrated times as coefficients of the planner, in TOML.
 
     Args:
         found: of a run.
         date: of the run, as year-month-day.
     """
-    times = found["times"]
-    values = {name: times[name] for name in ("loop_ms", "search_ms", "contention")}
-    values["alone"] = round(times["alone_ms"] / times["search_ms"], 2)
-    values |= {name: times[name] for name in ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")}
+    values = {**found["times"], "workers_cost": found["workers_cost"]}
     return "\n".join(
         f'[{name}]\nvalue = {value}\nunit = "{"ms" if name.endswith("_ms") else "ratio"}"\nbasis = "measured"\n'
         f'source = "bench/results/queueing.json, {found["items"]:,} items"\ndate = "{date}"\n'
@@ -138,36 +179,50 @@ def coefficients(found: dict[str, Any], date: str) -> str:
     )
 
 
-def _calibrated(
+def said(times: ServiceTimes) -> dict[str, float]:
+    """The times by the names of their coefficients."""
+    quantiles = dict(zip(("p50", "p90", "p99"), np.percentile(times.outside_ms, [50, 90, 99]).tolist(), strict=True))
+    return {
+        **{
+            name: round(getattr(times, name), 4) for name in ("loop_ms", "wake_ms", "alone_ms", "batch_ms", "search_ms")
+        },
+        "variation": times.variation,
+        **{f"outside_{name}_ms": round(value, 3) for name, value in quantiles.items()},
+    }
+
+
+def _measured(
     setting: Setting, running: RunningContender, plan: ServingPlan, options: argparse.Namespace
-) -> tuple[ServiceTimes, float]:
-    """The times of the process, and the answers a second of a closed loop."""
-    peaks, loops_ms, searches_ms = [], [], []
-    for _ in range(options.rounds):
-        before = running.thread_seconds()
-        began = time.perf_counter()
-        good = setting.closed(running, plan.users, _CONNECTIONS, plan.closed_s)["good"]
-        answered = good * (time.perf_counter() - began)
-        after = running.thread_seconds()
-        peaks.append(good)
-        loops_ms.append(1_000 * (after[0] - before[0]) / answered)
-        searches_ms.append(1_000 * (after[1] - before[1]) / answered)
-    earlier = _stages(running.port)
-    latencies_ms = np.concatenate(
-        [_latencies_ms(running, plan.users, _LOW_RATE, options.seconds, 100 + n) for n in range(options.rounds)]
-    )
-    latencies_ms = latencies_ms[~np.isnan(latencies_ms)]
-    alone_ms = _mean_ms(earlier, _stages(running.port))
-    loop_ms, peak = statistics.median(loops_ms), statistics.median(peaks)
-    times = ServiceTimes(
-        loop_ms=loop_ms,
-        search_ms=statistics.median(searches_ms),
-        alone_ms=alone_ms,
-        outside_ms=np.maximum(latencies_ms - loop_ms - alone_ms, 0).tolist(),
-        threads=min(machine()["cores"], 4),
-        cores=machine()["cores"],
-    )
-    return fitted_contention(times, peak, _CONNECTIONS), peak
+) -> dict[str, Any]:
+    """The rate of a closed loop, and all turns: of a share 0 in that loop, else at that share of its rate."""
+    setting.closed(running, plan.users, CONNECTIONS, plan.warm_s)
+    closed = [setting.closed(running, plan.users, CONNECTIONS, plan.closed_s)["good"] for _ in range(options.rounds)]
+    peak = statistics.median(closed)
+    turns, load_averages = [], []
+    for number in range(1, options.rounds + 1):
+        load_averages.append(round(os.getloadavg()[0], 2))
+        before = Used.of(running)
+        setting.closed(running, plan.users, CONNECTIONS, plan.closed_s)
+        turns.append(Turn(0.0, Used.of(running) - before, np.empty(0)))
+        for share in sorted({LOW_RATE / peak, *CALIBRATED, *COMPARED}):
+            before = Used.of(running)
+            latencies_ms = _latencies_ms(running, plan.users, share * peak, options.seconds, number)
+            turns.append(Turn(share, Used.of(running) - before, latencies_ms))
+            said_ms = ", ".join(f"{_percentile(turns[-1:], percent):.1f}" for percent in (50, 90, 99))
+            print(f"[{number}/{options.rounds}] {share * peak:.0f}/s: p50, p90, p99 {said_ms} ms", file=sys.stderr)
+    return {"peak": peak, "turns": turns, "load_averages": load_averages}
+
+
+def _cpu_ms(setting: Setting, running: RunningContender, plan: ServingPlan, rounds: int) -> float:
+    """Processor time of an answer in a closed loop, the median of the rounds."""
+    setting.closed(running, plan.users, CONNECTIONS, plan.warm_s)
+    closed = [setting.closed(running, plan.users, CONNECTIONS, plan.closed_s) for _ in range(rounds)]
+    return statistics.median(one["cpu_ms"] for one in closed)
+
+
+def _percentile(turns: Sequence[Turn], percent: float) -> float:
+    """The median over turns of a percentile of the latency in milliseconds."""
+    return statistics.median(float(np.nanpercentile(turn.latencies_ms, percent)) for turn in turns)
 
 
 def _latencies_ms(running: RunningContender, users: int, rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
@@ -182,38 +237,6 @@ def _latencies_ms(running: RunningContender, users: int, rate: float, seconds: f
     due, answered, status, *_ = np.array(client.records).T
     latencies: NDArray[np.float64] = np.where(status == 200, 1_000 * (answered - due), np.nan)
     return latencies
-
-
-def _load() -> float:
-    """The load average of the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def _stages(port: int) -> dict[tuple[str, str], float]:
-    """Sum and count of the stages `encode` and `search`."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    found: dict[tuple[str, str], float] = {}
-    for kind, stage, value in _STAGE.findall(text):
-        found[stage, kind] = found.get((stage, kind), 0.0) + float(value)
-    return found
-
-
-def _mean_ms(before: dict[tuple[str, str], float], after: dict[tuple[str, str], float]) -> float:
-    """Mean time of encoding and searching between two readings."""
-    grown = {key: after[key] - before.get(key, 0.0) for key in after}
-    return sum(1_000 * grown[stage, "sum"] / grown[stage, "count"] for stage in ("encode", "search"))
-
-
-def _said(times: ServiceTimes) -> dict[str, float]:
-    quantiles = dict(zip(("p50", "p90", "p99"), np.percentile(times.outside_ms, [50, 90, 99]).tolist(), strict=True))
-    return {
-        "loop_ms": round(times.loop_ms, 4),
-        "search_ms": round(times.search_ms, 4),
-        "alone_ms": round(times.alone_ms, 4),
-        "contention": round(times.contention, 3),
-        **{f"outside_{name}_ms": round(value, 3) for name, value in quantiles.items()},
-    }
 
 
 if __name__ == "__main__":

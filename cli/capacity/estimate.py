@@ -17,12 +17,15 @@ _MEASURED_ITEMS: Final = 10_000_000  # the largest catalogue of the benches
 _MEASURED_EVENTS: Final = 1_000_000  # of fit_core_s
 _BASE_ITEMS: Final = 100_000  # those of search_ms
 _LISTS_ITEMS: Final = 10_000_000  # those of lists_search_ms and lists_build_core_s
+_LEAST_VARIATION: Final = 0.01
+_MOST_VARIATION: Final = 10.0
 _INDEX_DIM: Final = 192  # that of the bytes of an index
-_WORKER_CORES: Final = 2  # on which `two_workers` was measured
 _OUTSIDE: Final = ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")
-_TIMES: Final = ("loop_ms", "search_ms", "search_growth", "alone", "alone_growth", "contention", *_OUTSIDE)
-_LISTS_TIMES: Final = ("loop_ms", "lists_search_ms", "contention", *_OUTSIDE)
-_REMOTE_TIMES: Final = ("loop_ms", "encode_ms", "remote_search_ms", "alone", "contention", *_OUTSIDE)
+_LOOP: Final = ("loop_ms", "wake_ms", "variation")
+_GRAPH: Final = ("batch_ms", "search_ms", "search_growth", "alone_ms", "alone_growth")
+_TIMES: Final = (*_LOOP, *_GRAPH, *_OUTSIDE)
+_LISTS_TIMES: Final = (*_LOOP, "lists_search_ms", *_OUTSIDE)
+_REMOTE_TIMES: Final = (*_LOOP, "batch_ms", "encode_ms", "remote_search_ms", *_OUTSIDE)
 _MODEL: Final = ("vlm_parameters", "item_tokens", "gpu_flops", "gpu_use")
 
 
@@ -39,7 +42,7 @@ class Demand:
         dim: of the vectors, all slots together.
         lists: item-to-item lists.
         load: share of its highest rate that a replica is planned for.
-        cores: of a replica; the search threads of its only worker are as many, at most four.
+        cores: of a replica; each worker is planned with one.
         workers: processes of a replica; 0: one a core.
         replica_gib: most replica: memory; a catalogue beyond it is searched in Milvus.
         redis_gib: memory of a Redis node.
@@ -141,42 +144,57 @@ def process_bytes(demand: Demand, coefficients: Coefficients) -> float:
 
 
 def service_times(demand: Demand, coefficients: Coefficients) -> ServiceTimes:
-    """The times of one process at the size of the catalogue; with Milvus the search lies outside of the process."""
+    """The times of a worker at the size of the catalogue; with Milvus the search lies outside of the process.
+
+    Raises:
+        CapacityError: `variation` is too small or too large for a simulation.
+    """
     of = coefficients.value
+    if not _LEAST_VARIATION <= of("variation") <= _MOST_VARIATION:
+        raise CapacityError(
+            f"variation.value must lie in {_LEAST_VARIATION:g} … {_MOST_VARIATION:g}, got {of('variation'):g}: it is "
+            "the standard deviation of a time over its mean"
+        )
     points = [0.0, *(of(name) for name in _OUTSIDE), 1.5 * of(_OUTSIDE[-1])]
     outside = np.interp(np.linspace(0, 1, 1_000), [0, 0.5, 0.9, 0.99, 1], points)
+    batch_ms = of("batch_ms")
     if in_milvus(demand, coefficients):
         search_ms, outside = of("encode_ms"), outside + of("remote_search_ms")
-        alone_ms = search_ms * of("alone")
+        alone_ms = batch_ms + search_ms
     elif has_lists(demand):  # a batch shares nothing of a scan, so it gains nothing
-        search_ms = alone_ms = of("lists_search_ms") * demand.items / _LISTS_ITEMS
+        batch_ms, search_ms = 0.0, of("lists_search_ms") * demand.items / _LISTS_ITEMS
+        alone_ms = search_ms
     else:
         larger = demand.items / _BASE_ITEMS
         search_ms = of("search_ms") * larger ** of("search_growth")
-        alone_ms = of("search_ms") * of("alone") * larger ** of("alone_growth")
-    cores = demand.cores if min(demand.worker_count, demand.cores) == 1 else _WORKER_CORES
+        alone_ms = of("alone_ms") * larger ** of("alone_growth")
     return ServiceTimes(
         loop_ms=of("loop_ms"),
-        search_ms=search_ms,
+        wake_ms=of("wake_ms"),
         alone_ms=alone_ms,
+        batch_ms=batch_ms,
+        search_ms=search_ms,
         outside_ms=outside.tolist(),
-        threads=min(cores, 4),
-        cores=cores,
-        contention=max(1.0, of("contention")),
+        variation=of("variation"),
     )
 
 
 def lone_request_ms(times: ServiceTimes) -> float:
     """The median latency of requests to a process without any other load, in milliseconds."""
-    return times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 50))
+    return _busy_ms(times) + float(np.percentile(times.outside_ms, 50))
 
 
 def workers_factor(demand: Demand, coefficients: Coefficients) -> float:
-    """The rate of all workers over that of one process on two cores; with one worker, on all of its cores.
+    """The rate of all workers over that of one that has a core of its own; there is at most one a core.
 
-    Two workers on two cores were measured. As many more add as much each; there is at most one a core.
+    Of two on two cores an answer takes `workers_cost` times the processor time. More than two were not measured.
     """
-    return 1.0 if demand.worker_count == 1 else coefficients.value("two_workers") * demand.worker_count / 2
+    return 1.0 if demand.worker_count == 1 else demand.worker_count / coefficients.value("workers_cost")
+
+
+def _busy_ms(times: ServiceTimes) -> float:
+    """The time of a request without others in its process: the loop wakes up for it, and for the answer of Redis."""
+    return times.loop_ms + 2 * times.wake_ms + times.alone_ms
 
 
 def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
@@ -196,7 +214,7 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     of_memory = (*of_process, *(("metadata_bytes",) if remote else of_item))
     of_rate = _REMOTE_TIMES if remote else _LISTS_TIMES if has_lists(demand) else _TIMES
     if several:
-        of_rate = (*of_rate, "two_workers")
+        of_rate = (*of_rate, "workers_cost")
     mapped = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
     memory = (process_bytes(demand, coefficients) + demand.items * mapped) / GIB
     swap = memory + demand.items * (mapped + demand.worker_count * coefficients.value("row_bytes")) / GIB
@@ -220,7 +238,7 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
 def _highest_rate(demand: Demand, coefficients: Coefficients) -> float:
     """The highest rate of a replica within the bound; 0 where a request alone takes longer."""
     times = service_times(demand, coefficients)
-    least_ms = times.loop_ms + times.alone_ms + float(np.percentile(times.outside_ms, 99))
+    least_ms = _busy_ms(times) + float(np.percentile(times.outside_ms, 99))
     if least_ms >= demand.p99_ms:
         return 0.0
     return workers_factor(demand, coefficients) * highest_rate(times, demand.p99_ms)

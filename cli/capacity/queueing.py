@@ -1,13 +1,13 @@
-"""Simulates the queues of one service process: an event loop, threads that search batches, and what lies outside.
+"""Simulates the queues of one service process that has a core of its own: event loop, search thread, what lies outside.
 
-The rules are those of `service.recommend.batching`: a search joins those that are ready in one turn of the event loop;
-one alone runs in the loop; several go to an idle thread as a batch of at most 16; what arrives while all threads are
-busy forms the next batch. A time that begins while other threads of the process are busy takes longer (the
-interpreter's lock), and still longer if they are more than the cores. Times vary by a gamma distribution.
+The rules are those of `service.recommend.batching` with one thread: a search joins those that are ready in one turn of
+the event loop; one alone runs in the loop; several go to the thread as a batch of at most 16; what arrives while the
+thread is busy forms the next batch. While loop and thread both work, each has half of the core. Times vary by a gamma
+distribution. Redis and clients are on other cores.
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,104 +20,200 @@ if TYPE_CHECKING:
     import simpy
 
 LARGEST_BATCH: Final = 16
-_ARRIVAL_SHARE: Final = 0.4  # of a request's time in the loop, before its search; the rest writes the answer
+SLICE_MS: Final = 1.4  # for which Linux lets one thread run while another of the same core waits, with two cores
+# Parts of a request's time in the loop: until Redis is asked, what Redis answered, and the answer.
+_READ, _HISTORY, _ANSWER = 0.35, 0.15, 0.5
+_BEFORE: Final = 0.5  # part of the time outside before the loop reads the request; in the rest Redis answers
 _WARM_SHARE: Final = 0.1
 _BISECTIONS: Final = 7
+_ROUNDING_MS: Final = 1e-9
+_VARIATIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+_LOOP, _THREAD = "loop", "thread"
+_Step = Callable[[], "Generator[simpy.Event, Any, None]"]
 
 
 @dataclass(frozen=True)
 class ServiceTimes:
-    """The times of one process, in milliseconds.
+    """The times of one process with one search thread, in milliseconds.
 
     Attributes:
-        loop_ms: in the event loop, a request, without its search.
-        search_ms: of a thread, a search in a batch.
-        alone_ms: of a search alone.
+        loop_ms: of the event loop, a request, without its search.
+        wake_ms: of the event loop, more each time it had been idle.
+        alone_ms: of the event loop, a search alone.
+        batch_ms: of the thread, a batch of several searches, however many.
+        search_ms: of the thread, each search of a batch, on top.
         outside_ms: latencies of which one is drawn for each request; they occupy neither loop nor thread.
-        threads: that search.
-        cores: that loop and threads share.
-        contention: time beside another busy thread over that without, at least 1.
-        variation: standard deviation of a time over its mean.
+        variation: standard deviation of a time over its mean, above 0.
     """
 
     loop_ms: float
-    search_ms: float
+    wake_ms: float
     alone_ms: float
+    batch_ms: float
+    search_ms: float
     outside_ms: Sequence[float]
-    threads: int = 2
-    cores: int = 2
-    contention: float = 1.0
     variation: float = 0.3
 
 
+class _Core:
+    """A core that runs one of those who have work: the one that woke up first, then each in turn for a slice."""
+
+    def __init__(self, environment: "simpy.Environment") -> None:
+        self._environment = environment
+        self._left_ms: dict[str, float] = {}
+        self._done: dict[str, simpy.Event] = {}
+        self._running: str | None = None
+        self._used_ms = 0.0  # of its slice
+        self._since = 0.0
+        self._plans = 0
+
+    def work(self, who: str, ms: float, *, woken: bool = False) -> "simpy.Event":
+        """An event that happens when so much work of somebody is done.
+
+        Args:
+            who: has no other work now.
+            ms: how long it takes without others.
+            woken: it slept, so it runs at once.
+        """
+        self._advance()
+        self._left_ms[who], self._done[who] = ms, self._environment.event()
+        if woken:
+            self._running, self._used_ms = who, 0.0
+        self._plan()
+        return self._done[who]
+
+    def _advance(self) -> None:
+        passed_ms, self._since = self._environment.now - self._since, self._environment.now
+        if self._running in self._left_ms:
+            self._left_ms[self._running] -= passed_ms
+            self._used_ms += passed_ms
+
+    def _plan(self) -> None:
+        """Wake up when the work is done or the slice is over, unless somebody's work changes before."""
+        self._plans += 1
+        plan = self._plans
+        if self._running not in self._left_ms:
+            self._running, self._used_ms = next(iter(self._left_ms), None), 0.0
+        running = self._running
+        if running is None:
+            return
+        next_ms = self._left_ms[running]
+        if len(self._left_ms) > 1:
+            next_ms = min(next_ms, SLICE_MS - self._used_ms)
+        timer = self._environment.timeout(max(next_ms, 0.0))
+        timer.callbacks.append(lambda _: self._end(running) if plan == self._plans else None)
+
+    def _end(self, ended: str) -> None:
+        self._advance()
+        if self._left_ms[ended] > _ROUNDING_MS:
+            self._running, self._used_ms = next(who for who in self._left_ms if who != ended), 0.0
+            self._plan()
+            return
+        del self._left_ms[ended]
+        self._done.pop(ended).succeed()
+        # Whoever ended may go on with further work at this moment, within the same slice.
+        self._environment.timeout(0).callbacks.append(lambda _: self._again())
+
+    def _again(self) -> None:
+        self._advance()
+        self._plan()
+
+
 class _Process:
-    """One run: the state of loop and threads, and the latencies of the requests that were answered."""
+    """One run: the state of loop and thread, and what became of the requests."""
 
     def __init__(self, environment: "simpy.Environment", times: ServiceTimes, seed: int) -> None:
-        import simpy
-
         self.environment = environment
         self.latencies_ms: list[float] = []
+        self.wakes = 0
         self._times = times
         self._rng = np.random.default_rng(seed)
-        self._loop = simpy.Resource(environment, capacity=1)
-        self._idle = times.threads
-        self._waiting: deque[simpy.Event] = deque()
+        self._core = _Core(environment)
+        self._ready: deque[_Step] = deque()  # what the loop does in its next turn
+        self._asleep: simpy.Event | None = None
+        self._waiting: deque[simpy.Event] = deque()  # searches; each ends when it is found
         self._planned = False
-        self._busy = 0  # loop and threads
+        self._thread_idle = True
         self._factors = np.empty(0)
         self._outside = np.empty(0)
+        environment.process(self._loop())
 
     def request(self) -> "Generator[simpy.Event, Any, None]":
         """One request from the moment it is due to its answer."""
-        began = self.environment.now
-        yield self.environment.timeout(self._drawn_outside())
-        yield from self._in_loop(self._times.loop_ms * _ARRIVAL_SHARE)
+        began, outside_ms = self.environment.now, self._drawn_outside()
+        yield self.environment.timeout(_BEFORE * outside_ms)
+        yield self._in_loop(_READ)
+        yield self.environment.timeout((1 - _BEFORE) * outside_ms)
+        yield self._in_loop(_HISTORY)
         found = self.environment.event()
         self._waiting.append(found)
         self._plan()
         yield found
-        yield from self._in_loop(self._times.loop_ms * (1 - _ARRIVAL_SHARE))
+        yield self._in_loop(_ANSWER)
         self.latencies_ms.append(self.environment.now - began)
+
+    def _in_loop(self, part: float) -> "simpy.Event":
+        """An event that happens when the loop has done a part of a request."""
+        done = self.environment.event()
+
+        def step() -> "Generator[simpy.Event, Any, None]":
+            yield self._work(_LOOP, part * self._times.loop_ms)
+            done.succeed()
+
+        self._soon(step)
+        return done
+
+    def _soon(self, step: _Step) -> None:
+        self._ready.append(step)
+        if self._asleep is not None:
+            self._asleep.succeed()
+            self._asleep = None
+
+    def _loop(self) -> "Generator[simpy.Event, Any, None]":
+        while True:
+            if not self._ready:
+                yield self.environment.timeout(0)  # whoever waited for the last step goes on at this moment
+            if not self._ready:
+                self._asleep = self.environment.event()
+                yield self._asleep
+                self.wakes += 1
+                yield self._work(_LOOP, self._times.wake_ms, woken=True)
+            turn, self._ready = self._ready, deque()
+            for step in turn:
+                yield from step()
 
     def _plan(self) -> None:
         """Dispatch in the next turn of the loop, after what is ready already."""
-        if self._waiting and not self._planned and self._idle > 0:
+        if self._waiting and not self._planned and self._thread_idle:
             self._planned = True
-            self.environment.process(self._dispatch())
+            self._soon(self._dispatch)
 
     def _dispatch(self) -> "Generator[simpy.Event, Any, None]":
-        with self._loop.request() as turn:
-            yield turn
-            self._planned = False
-            while self._idle > 0 and self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(LARGEST_BATCH, len(self._waiting)))]
-                if len(batch) == 1:
-                    yield from self._work(self._times.alone_ms)
-                    batch[0].succeed()
-                    break
-                self._idle -= 1
+        self._planned = False
+        if self._thread_idle and self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(LARGEST_BATCH, len(self._waiting)))]
+            if len(batch) == 1:
+                yield self._work(_LOOP, self._times.alone_ms)
+                batch[0].succeed()
+            else:
+                self._thread_idle = False
                 self.environment.process(self._in_thread(batch))
         self._plan()
 
     def _in_thread(self, batch: "list[simpy.Event]") -> "Generator[simpy.Event, Any, None]":
-        yield from self._work(self._times.search_ms * len(batch))
-        self._idle += 1
-        for found in batch:
-            found.succeed()
-        self._plan()
+        yield self._work(_THREAD, self._times.batch_ms + self._times.search_ms * len(batch))
 
-    def _in_loop(self, mean_ms: float) -> "Generator[simpy.Event, Any, None]":
-        with self._loop.request() as turn:
-            yield turn
-            yield from self._work(mean_ms)
+        def finished() -> "Generator[simpy.Event, Any, None]":
+            self._thread_idle = True
+            for found in batch:
+                found.succeed()
+            yield from self._dispatch()
 
-    def _work(self, mean_ms: float) -> "Generator[simpy.Event, Any, None]":
-        self._busy += 1
-        slower = self._times.contention if self._busy > 1 else 1.0
-        slower *= max(1.0, self._busy / self._times.cores)
-        yield self.environment.timeout(mean_ms * slower * self._drawn_factor())
-        self._busy -= 1
+        self._soon(finished)
+
+    def _work(self, who: str, mean_ms: float, *, woken: bool = False) -> "simpy.Event":
+        return self._core.work(who, mean_ms * self._drawn_factor(), woken=woken)
 
     def _drawn_factor(self) -> float:
         """A random factor of mean 1; drawn in blocks, as single draws would take most of the time."""
@@ -143,6 +239,57 @@ def open_loop(times: ServiceTimes, rate: float, requests: int, seed: int = 0) ->
         requests: how many; the first tenth is not returned.
         seed: of all that is random.
     """
+    return np.array(_opened(times, rate, requests, seed).latencies_ms[int(_WARM_SHARE * requests) :])
+
+
+def closed_loop(times: ServiceTimes, connections: int, requests: int, seed: int = 0) -> float:
+    """Answers a second when each of some connections sends a request after the previous answer."""
+    process = _closed(times, connections, requests, seed)
+    return 1_000 * len(process.latencies_ms) / float(process.environment.now)
+
+
+def wakes_a_request(
+    times: ServiceTimes, requests: int, *, rate: float = 0.0, connections: int = 0, seed: int = 0
+) -> float:
+    """How often the event loop wakes up for a request, in an open loop of a rate or a closed one of connections."""
+    run = _opened(times, rate, requests, seed) if rate else _closed(times, connections, requests, seed)
+    return run.wakes / len(run.latencies_ms)
+
+
+def highest_rate(times: ServiceTimes, p99_ms: float, requests: int = 3_000) -> float:
+    """The highest rate a second at which the 99th percentile of the latency is at most a bound; 0 if there is none."""
+    in_batches_ms = times.batch_ms / LARGEST_BATCH + times.search_ms
+    low, high = 0.0, 1_000 / (times.loop_ms + min(times.alone_ms, in_batches_ms))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if np.percentile(open_loop(times, middle, requests), 99) <= p99_ms:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def fitted_variation(times: ServiceTimes, p99_ms: Mapping[float, float], requests: int = 6_000) -> ServiceTimes:
+    """The same times with the variation of .1 … 1 that comes closest to measured latencies.
+
+    Args:
+        times: of the process.
+        p99_ms: the measured 99th percentile of the latency in milliseconds, by requests a second.
+        requests: that are simulated at each rate.
+
+    Returns:
+        Those with the smallest sum of squares of the logarithms of simulated ÷ measured.
+    """
+
+    def distance(variation: float) -> float:
+        simulated = [open_loop(replace(times, variation=variation), rate, requests) for rate in p99_ms]
+        ratios = [np.percentile(some, 99) / ms for some, ms in zip(simulated, p99_ms.values(), strict=True)]
+        return float(np.square(np.log(ratios)).sum())
+
+    return replace(times, variation=min(_VARIATIONS, key=distance))
+
+
+def _opened(times: ServiceTimes, rate: float, requests: int, seed: int) -> _Process:
     environment, process = _started(times, seed)
     gaps_ms = np.random.default_rng([seed, 1]).exponential(1_000 / rate, requests)
 
@@ -153,11 +300,10 @@ def open_loop(times: ServiceTimes, rate: float, requests: int, seed: int = 0) ->
 
     environment.process(arrive())
     environment.run()
-    return np.array(process.latencies_ms[int(_WARM_SHARE * requests) :])
+    return process
 
 
-def closed_loop(times: ServiceTimes, connections: int, requests: int, seed: int = 0) -> float:
-    """Answers a second when each of some connections sends a request after the previous answer."""
+def _closed(times: ServiceTimes, connections: int, requests: int, seed: int) -> _Process:
     environment, process = _started(times, seed)
 
     def connection() -> "Generator[simpy.Event, Any, None]":
@@ -167,34 +313,7 @@ def closed_loop(times: ServiceTimes, connections: int, requests: int, seed: int 
     for _ in range(connections):
         environment.process(connection())
     environment.run()
-    return 1_000 * len(process.latencies_ms) / float(environment.now)
-
-
-def highest_rate(times: ServiceTimes, p99_ms: float, requests: int = 3_000) -> float:
-    """The highest rate a second at which the 99th percentile of the latency is at most a bound; 0 if there is none."""
-    # Loop and threads all search without a pause, at the shorter of the two times: no process answers more.
-    searching = 1_000 * (times.threads + 1) / min(times.search_ms, times.alone_ms)
-    low, high = 0.0, min(1_000 / times.loop_ms, searching)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if np.percentile(open_loop(times, middle, requests), 99) <= p99_ms:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def fitted_contention(times: ServiceTimes, peak: float, connections: int, requests: int = 3_000) -> ServiceTimes:
-    """The same times with the contention at which a closed loop gets a measured number of answers a second.
-
-    The contention is 1 … 4; where even 1 gives fewer answers than were measured, it is 1.
-    """
-    low, high = 1.0, 4.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        faster = closed_loop(replace(times, contention=middle), connections, requests) > peak
-        low, high = (middle, high) if faster else (low, middle)
-    return replace(times, contention=low)
+    return process
 
 
 def _started(times: ServiceTimes, seed: int) -> "tuple[simpy.Environment, _Process]":
