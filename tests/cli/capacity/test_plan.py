@@ -72,8 +72,9 @@ def test_a_lone_request_takes_what_was_measured() -> None:
         for items in (100_000, 1_000_000, 10_000_000)
     )
     compared = json.loads((ROOT / "bench" / "results" / "queueing.json").read_text())
-    slowest = min(compared["calibration"], key=lambda rate: rate["rate"])  # 50 a second, where nothing queues
-    assert lone_ms(100_000) == pytest.approx(slowest["p50_ms"], rel=0.2)
+    # At 50 a second caches are cold; at a fifth of the highest rate most requests are still alone.
+    _, few, *_ = sorted(compared["calibration"], key=lambda rate: rate["rate"])
+    assert lone_ms(100_000) == pytest.approx(few["p50_ms"], rel=0.1)
     assert lone_ms(1_000_000) / lone_ms(100_000) == pytest.approx(large / small, rel=0.1)
     assert lone_ms(10_000_000) == pytest.approx(huge, rel=0.1)
 
