@@ -139,7 +139,7 @@ bench-swap: $(VENV)/.installed
 bench-soak: $(VENV)/.installed
 	$(BIN)/python -m bench.load.soak $(BENCH_ARGS)
 
-# The simulation of `vlm2rec plan` beside the service: p99 at three rates, on a quiet machine; about five minutes.
+# The simulation of `vlm2rec plan` beside the service: p99 at three rates, on a quiet machine; about ten minutes.
 bench-queueing: $(VENV)/.installed
 	$(BIN)/python -m bench.capacity.queueing $(BENCH_ARGS)
 
