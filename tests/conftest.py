@@ -25,6 +25,7 @@ from index.items.slots import Slot, SlotLayout
 from tests.support.environments import untraced
 from tests.support.mean_encoder import export_each_shape_once, write_mean_encoder
 from tests.support.stores.s3_server import S3Server
+from tests.support.unsynced_files import leave_unsynced
 
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60
@@ -66,11 +67,15 @@ settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
-    """Let what tests start be interrupted, also where the tests run in the background of a shell, which ignores it."""
+    """Let what tests start be interrupted, also where the tests run in the background of a shell, which ignores it.
+
+    Tests get mounts of their own, and do not wait for the disk.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup has it; what is started gets the default again
         signal.signal(signal.SIGHUP, lambda *_: None)
     own_mounts()
+    leave_unsynced()
 
 
 def own_mounts() -> None:

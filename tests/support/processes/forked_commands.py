@@ -26,6 +26,8 @@ _FORKS.set_forkserver_preload(
     ]
 )
 
+_UNSYNCED = "from tests.support.unsynced_files import leave_unsynced; leave_unsynced()"
+
 
 def start_command(words: Sequence[object], before: str = "") -> ForkServerProcess:
     """Start `vlm2rec` in a process of its own, after some code."""
@@ -41,7 +43,7 @@ def start_code(code: str) -> ForkServerProcess:
         for name, value in {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
             patch.setenv(name, value)
         forkserver.ensure_running()
-    process = _FORKS.Process(target=exec, args=(code, {}))
+    process = _FORKS.Process(target=exec, args=(f"{_UNSYNCED}\n{code}", {}))
     process.start()
     return process
 
