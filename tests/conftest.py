@@ -34,9 +34,11 @@ MAX_HISTORY = 5
 # A file stays in one process, so the last ones to begin decide when all of them end: the longest first.
 LONG_FILES = (
     "test_full_disk",
-    "test_method_slow",
     "test_demo_slow",
+    "test_soak_slow",
+    "test_method_slow",
     "test_ten_thousand",
+    "test_reindex_slow",
     "test_random_kills",
     "test_killed",
     "test_replicas",

@@ -125,9 +125,10 @@ assert problem.status == 404, problem
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a Python of its own with the generators that are Python packages."""
     directory = tmp_path_factory.mktemp("generators")
-    subprocess.run([sys.executable, "-m", "venv", directory], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True, timeout=120)
     packages = [f"{name}=={version}" for name, version in GENERATORS.items() if name != "openapi-typescript"]
-    command = [directory / "bin/python", "-m", "pip", "install", "--quiet", *packages]
+    pip = [sys.executable, "-m", "pip", "--python", directory / "bin/python"]
+    command = [*pip, "install", "--quiet", "--no-compile", *packages]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if ran.returncode:
         pytest.skip(f"{', '.join(packages)} cannot be installed here: {ran.stderr.strip()[-200:]}")
