@@ -1,6 +1,6 @@
 """Measures the memory that jobs need for a large catalogue before they load a model.
 
-    python -m bench.capacity.catalogue_memory --items 10000000
+    python -m bench.capacity.catalogue_memory --items 10000000 --encoder-dim 64
 
 Writes a made catalogue as Parquet files in Hive partitions, kept in the work directory. Each stage is a process of its
 own, whose peak of resident memory is compared with the size of the files and of the table in memory. Anonymous memory
@@ -8,8 +8,10 @@ counts: pages of mapped files are dropped when memory is short. Writes JSON to b
 
 Stages: `check` is `vlm2rec data check`; `load` reads what `train`, `embed`, `evaluate` and `reindex` read first;
 `embed` is all of `vlm2rec embed` but the model: made vectors of 32 dimensions take its place; `encode` is the same with
-an encoder of items in this process, whose text vectors of 768 dimensions are made, and needs 12 GB of disk for each
-million items meanwhile; `evaluate` splits the histories.
+an encoder of items in this process, whose text vectors are made; `evaluate` splits the histories.
+
+Disk meanwhile: 570 bytes an item for the table that is mapped, and the vectors. Shards and the new set lie beside each
+other, so that a killed job loses nothing: 16 bytes an item and dimension, 12 GB for a million items of 768 dimensions.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -44,7 +47,19 @@ _OF_USER: Final = 10
 _SIZES: Final = "sizes.json"
 _SHARD_ITEMS: Final = 4_096
 _DIM: Final = 32
-_ENCODER_DIM: Final = 768
+
+
+@dataclass(frozen=True)
+class LargeCatalogue:
+    """A made data set.
+
+    Attributes:
+        directory: of the data set.
+        encoder_dim: length of the vectors of the encoder of items.
+    """
+
+    directory: Path
+    encoder_dim: int
 
 
 def write_catalogue(directory: Path, items: int) -> dict[str, int]:
@@ -103,22 +118,22 @@ def _some_events(items: int, rng: np.random.Generator) -> pl.DataFrame:
     )
 
 
-def _check(directory: Path) -> None:
+def _check(catalogue: LargeCatalogue) -> None:
     from training.data_check.check import check_dataset
 
-    report = check_dataset(directory)
+    report = check_dataset(catalogue.directory)
     if not report.ok:
         raise SystemExit(str(report.defects))
 
 
-def _load(directory: Path) -> Dataset:
-    return load_dataset(directory)
+def _load(catalogue: LargeCatalogue) -> Dataset:
+    return load_dataset(catalogue.directory)
 
 
-def _embed(directory: Path) -> object:
+def _embed(catalogue: LargeCatalogue) -> object:
     from training.embedding.job import embed_catalogue, pending_items
 
-    dataset, embeddings = load_dataset(directory), directory.parent / "embeddings"
+    dataset, embeddings = load_dataset(catalogue.directory), catalogue.directory.parent / "embeddings"
     shutil.rmtree(embeddings, ignore_errors=True)
     pending = pending_items(dataset, {}, embeddings)
     made = embed_catalogue(
@@ -146,13 +161,13 @@ def _made_shards(
 class _MadeEncoder:
     """Stands for an encoder of items: rotates one random vector by the length of a text."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         import torch
 
         self.model = torch.nn.Identity()
-        self.dims = {"text": _ENCODER_DIM, "image": _ENCODER_DIM}
+        self.dims = {"text": dim, "image": dim}
         self.picture_pixels = 64
-        self._vector = torch.nn.functional.normalize(torch.rand(_ENCODER_DIM), dim=0)
+        self._vector = torch.nn.functional.normalize(torch.rand(dim), dim=0)
 
     def prepare_texts(self, texts: Sequence[str]) -> "dict[str, Tensor]":
         import torch
@@ -168,41 +183,42 @@ class _MadeEncoder:
         return torch.stack([self._vector.roll(length) for length in inputs["lengths"].tolist()])
 
 
-def _encode(directory: Path) -> object:
+def _encode(catalogue: LargeCatalogue) -> object:
     from training.backbones.items.source import ItemSource
     from training.backbones.items.trained_heads import ItemEmbedding
     from training.config.run_config import RunConfig
     from training.embedding.job import embed_catalogue, pending_items
 
-    dataset, embeddings = load_dataset(directory), directory.parent / "embeddings"
+    dataset, embeddings = load_dataset(catalogue.directory), catalogue.directory.parent / "embeddings"
     shutil.rmtree(embeddings, ignore_errors=True)
     pending = pending_items(dataset, {}, embeddings)
-    embedding = ItemEmbedding(ItemSource.of(RunConfig().vlm), _MadeEncoder(), None, embeddings, {})
+    encoder = _MadeEncoder(catalogue.encoder_dim)
+    embedding = ItemEmbedding(ItemSource.of(RunConfig().vlm), encoder, None, embeddings, {})
     made = embed_catalogue(dataset, pending, lambda: embedding, embeddings, shard_items=_SHARD_ITEMS, batch_items=16)
     shutil.rmtree(embeddings)
     return made
 
 
-def _evaluate(directory: Path) -> None:
+def _evaluate(catalogue: LargeCatalogue) -> None:
     from training.data.sequences import Sequences, leave_one_out
 
-    dataset = load_dataset(directory)
+    dataset = load_dataset(catalogue.directory)
     split = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))
     if not len(split.test):
         raise SystemExit("there is nothing to evaluate")
 
 
-STAGES: Final[Mapping[str, Callable[[Path], object]]] = {
+STAGES: Final[Mapping[str, Callable[[LargeCatalogue], object]]] = {
     "check": _check,
     "load": _load,
     "embed": _embed,
     "encode": _encode,
     "evaluate": _evaluate,
 }
-"""Name of a stage → what it does with the directory of the data set."""
+"""Name of a stage → what it does with the data set."""
 
 
-def measured(stage: str, directory: Path) -> dict[str, Any]:
+def measured(stage: str, catalogue: LargeCatalogue) -> dict[str, Any]:
     """Seconds and peak of memory of a stage in this process; ``before`` is the memory with its modules loaded."""
     import training.data_check.check
     import training.embedding.job  # noqa: F401
@@ -211,7 +227,7 @@ def measured(stage: str, directory: Path) -> dict[str, Any]:
         time.sleep(0.2)
     started, processor_started = time.perf_counter(), time.process_time()
     with peak_memory() as peak:
-        held = STAGES[stage](directory)
+        held = STAGES[stage](catalogue)
         time.sleep(0.2)
     del held
     return {
@@ -223,25 +239,30 @@ def measured(stage: str, directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure every stage in a process of its own and write the results."""
+    """Measure the stages, each in a process of its own, and write the results; those of other stages are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--work", type=Path, help="kept between runs; .bench/catalogue-N if not given")
     parser.add_argument("--out", type=Path, help="bench/results/catalogue-N.json if not given")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="all if not given")
+    parser.add_argument("--encoder-dim", type=int, default=768, help="length of the vectors of `encode`; %(default)s")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     work = options.work or Path(f".bench/catalogue-{options.items}")
     if options.stage is not None:  # in a process of its own, so that its memory is its own
-        print(json.dumps(measured(options.stage, work / "data")))
+        print(json.dumps(measured(options.stage, LargeCatalogue(work / "data", options.encoder_dim))))
         return
-    found: dict[str, Any] = {"items": options.items, "sizes": write_catalogue(work / "data", options.items)}
-    for stage in STAGES:
+    out = options.out or Path(f"bench/results/catalogue-{options.items}.json")
+    found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() and options.stages != list(STAGES) else {}
+    found |= {"items": options.items, "sizes": write_catalogue(work / "data", options.items)}
+    for stage in options.stages:
         command = [sys.executable, "-m", "bench.capacity.catalogue_memory", "--stage", stage]
-        command += ["--items", str(options.items), "--work", str(work)]
+        command += ["--items", str(options.items), "--work", str(work), "--encoder-dim", str(options.encoder_dim)]
         found[stage] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        if stage == "encode":
+            found[stage]["dimensions"] = options.encoder_dim
         print(stage, found[stage], file=sys.stderr, flush=True)
     found |= {"commit": commit(), "machine": machine(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    out = options.out or Path(f"bench/results/catalogue-{options.items}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -366,7 +366,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
-def row_numbers(item_ids: Sequence[str], column: pl.Series) -> pl.Series:
+def row_numbers(item_ids: Sequence[str] | pl.Series, column: pl.Series) -> pl.Series:
     """Item rows of a column of ids.
 
     Args:
@@ -376,5 +376,7 @@ def row_numbers(item_ids: Sequence[str], column: pl.Series) -> pl.Series:
     Returns:
         int64 rows, null for an id that the catalogue lacks.
     """
-    rows = pl.int_range(len(item_ids), dtype=pl.Int64, eager=True)
-    return column.replace_strict(pl.Series(item_ids, dtype=pl.String), rows, default=None, return_dtype=pl.Int64)
+    ids = pl.Series(item_ids, dtype=pl.String)
+    is_named = ids.is_in(column.unique().implode())  # a table of all ids would take 200 bytes an item
+    rows = is_named.arg_true().cast(pl.Int64)
+    return column.replace_strict(ids.filter(is_named), rows, default=None, return_dtype=pl.Int64)

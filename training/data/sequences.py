@@ -52,7 +52,7 @@ class Sequences:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_interactions(cls, interactions: pl.DataFrame, item_ids: Sequence[str]) -> "Sequences":
+    def from_interactions(cls, interactions: pl.DataFrame, item_ids: Sequence[str] | pl.Series) -> "Sequences":
         """Histories of a frame of interactions.
 
         Args:

@@ -114,7 +114,7 @@ def _check_training(
     """Defects that training would find after it has read and split the data set."""
     try:
         dataset = load_dataset(place, interactions=interactions)
-        ids = dataset.item_ids()
+        ids = dataset.items[ITEM_ID]  # a list of them would take 70 bytes an item
         sequences = Sequences.from_interactions(dataset.interactions, ids)
         train = leave_one_out(without_items(sequences, cold_mask(ids, cold_items))).train
         TrainingPairs.of(train)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
@@ -109,6 +109,14 @@ class ContentHashes:
         """Item ids in the catalogue's order."""
         return self.frame[ITEM_ID].to_list()
 
+    def are_of(self, item_ids: Sequence[str] | pl.Series) -> bool:
+        """Whether these are the item ids in this order; compared in blocks, as a column of all would take memory."""
+        ids = self.frame[ITEM_ID]
+        blocks = (slice(start, start + _BLOCK_ROWS) for start in range(0, len(ids), _BLOCK_ROWS))
+        return len(ids) == len(item_ids) and all(
+            ids[block].equals(pl.Series(ITEM_ID, item_ids[block], dtype=pl.String)) for block in blocks
+        )
+
     def not_found(self) -> NDArray[np.bool_]:
         """(n,) bool: the item names a picture and the file does not exist."""
         named = pl.col(IMAGE).str.strip_chars().fill_null("") != ""
@@ -116,11 +124,11 @@ class ContentHashes:
 
     def digest(self) -> str:
         """16 hex digits over ids and hashes in any order of the items; file names and times do not count."""
-        return self._digest(self.frame.sort(ITEM_ID))
+        return self._digest(self.frame[ITEM_ID].arg_sort())
 
     def ordered_digest(self) -> str:
         """Like :meth:`digest`, but the order of the items counts."""
-        return self._digest(self.frame)
+        return self._digest(None)
 
     def against(self, earlier: "ContentHashes | None") -> Delta:
         """Compare with an earlier state; None counts every item as new."""
@@ -158,11 +166,13 @@ class ContentHashes:
         except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise EmbeddingsError(f"{path}: contents cannot be read ({error}); embed the catalogue again") from error
 
-    @staticmethod
-    def _digest(frame: pl.DataFrame) -> str:
-        digest = hashlib.sha256()
-        for row in frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).iter_rows():
-            digest.update("\0".join(value or "" for value in row).encode("utf-8", "surrogatepass") + b"\n")
+    def _digest(self, order: pl.Series | None) -> str:
+        """16 hex digits over ids and hashes of the rows in an order; None: as they are."""
+        digest, frame = hashlib.sha256(), self.frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH)
+        for start in range(0, frame.height, _BLOCK_ROWS):  # a sorted copy would take 48 bytes an item
+            part = slice(start, start + _BLOCK_ROWS)
+            for row in (frame[part] if order is None else frame[order[part]]).rows():
+                digest.update("\0".join(value or "" for value in row).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ model, prompts or preprocessing embeds every item again.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,6 +28,7 @@ from training.embedding.catalogue_encoder import RowEncoder, Vectors, catalogue_
 from training.embedding.content_hashes import PICTURE_HASH, ContentHashes, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
 from training.embedding.plan import EmbeddingPlan, remove_work
+from training.embedding.shards import Shard
 from training.embedding.store import (
     EMBEDDINGS_FILE,
     UNREADABLE_FILE,
@@ -91,10 +92,12 @@ class Pending:
 
     def lookup(self) -> RowLookup:
         """Rows of the items to embed."""
-        return RowLookup(self.contents.frame[ITEM_ID], self.wanted)
+        return RowLookup(self.contents.frame[ITEM_ID], None if self.wanted.all() else self.wanted)
 
     def wanted_contents(self) -> ContentHashes:
         """Hashes of the items to embed."""
+        if self.wanted.all():
+            return self.contents
         return ContentHashes(self.contents.frame.filter(pl.Series(self.wanted)))
 
 
@@ -187,21 +190,22 @@ def embed_catalogue(
         JobStopped: ``stopped`` returned true.
     """
     encoded = resumed = 0
-    wanted = np.flatnonzero(pending.wanted)
+    wanted = int(pending.wanted.sum())
     work = None
-    if len(wanted):
+    if wanted:
         work = EmbeddingPlan.open(
             directory, pending.wanted_contents(), pending.model, shard_items=shard_items, batch_items=batch_items
         )
         encoded = _encode(dataset, load, pending, work, progress, stopped, encode_shards)
-        resumed = len(wanted) - encoded
+        resumed = wanted - encoded
     if work is not None or not _is_current(pending):
         _assemble(directory, pending, work, progress)
     elif pending.base is not None and not (
         _same_stamps(pending.base, pending.contents) and _same_licences(pending.base, pending.model)
     ):
         replace_items(directory, pending.base, pending.contents, licences=pending.model.get(LICENCES))
-    embeddings = Embeddings.load(directory, check=False)
+    del work  # a plan takes some 50 bytes an item
+    embeddings = Embeddings.load(directory, check=False, contents=pending.contents)
     _write_unreadable(directory, embeddings.unreadable)
     remove_work(directory)
     remove_old_files(directory)
@@ -220,8 +224,9 @@ def _reason_to_embed_all(found: Embeddings, model: Mapping[str, Any]) -> str | N
 
 def _is_current(pending: Pending) -> bool:
     """Whether the current embeddings hold exactly the catalogue's items, unchanged and in its order."""
-    same = pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
-    return same and bool(pending.delta.same.all())
+    delta = pending.delta
+    unchanged = pending.base is not None and not delta.deleted and bool(delta.same.all())
+    return unchanged and np.array_equal(delta.was, np.arange(len(delta.was)))
 
 
 def _same_stamps(base: Embeddings, contents: ContentHashes) -> bool:
@@ -324,7 +329,7 @@ def _encode_elsewhere(
 
 def _assemble(directory: Path, pending: Pending, work: EmbeddingPlan | None, progress: Progress) -> None:
     """Write a new set of embeddings: unchanged rows from the base, the others from the shards."""
-    ids, base = pending.contents.item_ids(), pending.base
+    ids, base = pending.contents.frame[ITEM_ID], pending.base
     shards = work.results() if work is not None else iter(())
     first = next(shards, None)
     dims = base.dims() if first is None and base is not None else {}
@@ -339,14 +344,10 @@ def _assemble(directory: Path, pending: Pending, work: EmbeddingPlan | None, pro
                 rows = kept[start : start + _BLOCK_ROWS]
                 for name, block in draft.vectors.items():
                     block[rows] = base.vectors[name][pending.delta.was[rows]]
-            unreadable = {ids[row]: base.unreadable[ids[row]] for row in kept.tolist() if ids[row] in base.unreadable}
+            unreadable = {one: base.unreadable[one] for one in ids.gather(kept) if one in base.unreadable}
         _fill_reused(draft, pending.reuse)
-        lookup = pending.lookup()
-        for shard in () if first is None else chain([first], shards):
-            at = lookup.rows(shard.item_ids)
-            for name, block in draft.vectors.items():
-                block[at] = shard.vectors[name]
-            unreadable |= shard.unreadable
+        if first is not None:
+            unreadable |= _fill_embedded(draft, pending.lookup(), chain([first], shards))
         if not any(block.any() for block in draft.vectors.values()):
             raise EmbeddingsError(
                 f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded"
@@ -366,6 +367,17 @@ def _fill_reused(draft: EmbeddingsDraft, reuse: Reuse | None) -> None:
         part = slice(start, start + _BLOCK_ROWS)
         for name, block in draft.vectors.items():
             block[reuse.rows[part]] = reuse.known.take(name, reuse.places[name][part])
+
+
+def _fill_embedded(draft: EmbeddingsDraft, lookup: RowLookup, shards: Iterable[Shard]) -> dict[str, str]:
+    """Copy the vectors of shards; returns item id → reason, for pictures that could not be used."""
+    unreadable: dict[str, str] = {}
+    for shard in shards:
+        at = lookup.rows(shard.item_ids)
+        for name, block in draft.vectors.items():
+            block[at] = shard.vectors[name]
+        unreadable |= shard.unreadable
+    return unreadable
 
 
 def _write_unreadable(directory: Path, unreadable: Mapping[str, str]) -> None:

@@ -35,6 +35,7 @@ _KEY = b"vlm2rec"
 _TAKEN_OVER = "taken_over"
 _COLUMNS = (ITEM_ID, TEXT_HASH, PICTURE_HASH)
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
+_GROUP_ROWS = 2**20
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class EmbeddingPlan:
         }
         if done != set(written.items.filter(pl.col(_TAKEN_OVER))[ITEM_ID]):
             return None
-        plan = written.items.filter(~pl.col(_TAKEN_OVER)).select(_COLUMNS)
+        plan = everything.filter(~written.items[_TAKEN_OVER])
         return cls(directory, plan, len(done), written.shard_items, written.batch_items)
 
     @classmethod
@@ -144,14 +145,13 @@ class EmbeddingPlan:
         done = _take_over(parent, partial, everything, model)
         items = everything.with_columns(pl.col(ITEM_ID).is_in(list(done)).alias(_TAKEN_OVER))
         settings = {"shard_items": sizes[0], "batch_items": sizes[1], "model": dict(model)}
-        table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
-        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(settings).encode()}), partial / PLAN_FILE)
+        _write_plan(partial / PLAN_FILE, items, settings)
         sync_file(partial / PLAN_FILE)
         sync_directory(partial)
         shutil.rmtree(parent / name, ignore_errors=True)
         partial.rename(parent / name)
         sync_directory(parent)
-        return cls(parent / name, items.filter(~pl.col(_TAKEN_OVER)).select(_COLUMNS), len(done), *sizes)
+        return cls(parent / name, everything.filter(~items[_TAKEN_OVER]), len(done), *sizes)
 
 
 def remove_work(parent: Path, *, keep: str | None = None) -> None:
@@ -182,6 +182,14 @@ class _StoredPlan:
     model: dict[str, Any]
     shard_items: int
     batch_items: int
+
+
+def _write_plan(path: Path, items: pl.DataFrame, settings: Mapping[str, Any]) -> None:
+    """Write ``plan.parquet``; only the rows of one group are copied at a time."""
+    schema = items.head(0).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    with pq.ParquetWriter(path, schema.with_metadata({_KEY: json.dumps(settings).encode()})) as writer:
+        for part in items.iter_slices(_GROUP_ROWS):
+            writer.write_table(part.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def _read_plan(directory: Path) -> _StoredPlan | None:

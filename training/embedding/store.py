@@ -22,7 +22,7 @@ from index.bundle.integrity import sync_directory, sync_file, write_durably
 from index.items.item_table import ITEM_ID
 from index.machine.disk import new_array_file
 from training.backbones.identity import LICENCES
-from training.embedding.content_hashes import SCHEMA, ContentHashes
+from training.embedding.content_hashes import ContentHashes
 from training.embedding.unused_vectors import PLACE, SLOT, UnusedVectors
 from training.errors import EmbeddingsError
 
@@ -36,6 +36,7 @@ _OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NORM_TOLERANCE = 1e-3
 _BLOCK_ROWS = 8_192
+_Ids = Sequence[str] | pl.Series
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ class Embeddings:
             draft.commit(self.item_ids, self.model, self.unreadable, self.contents)
 
     @classmethod
-    def load(cls, directory: Path, *, check: bool = True) -> "Embeddings":
+    def load(cls, directory: Path, *, check: bool = True, contents: ContentHashes | None = None) -> "Embeddings":
         """Read embeddings; the vectors are memory-mapped.
 
         Args:
             directory: where :meth:`save` wrote them.
             check: check every vector, not only the shapes.
+            contents: the hashes that were written, taken in place of those in the file; None reads these.
 
         Raises:
             EmbeddingsError: there are none, or a file is unreadable, of another format version, or breaks a rule.
@@ -103,7 +105,8 @@ class Embeddings:
         try:
             files, slots = dict(description["files"]), dict(description["slots"])
             vectors = {name: _load_block(directory / _own_file(files[_slot_name(name)])) for name in slots}
-            ids, unreadable, contents = _load_items(directory / _own_file(files["items"]), description["contents"])
+            items = directory / _own_file(files["items"])
+            ids, unreadable, contents = _load_items(items, contents, read=bool(description["contents"]))
             _check_description(description, ids, vectors)
             return cls(ids, vectors, dict(description["model"]), unreadable, contents, check=check)
         except (OSError, KeyError, TypeError, ValueError, EOFError, pl.exceptions.PolarsError) as error:
@@ -174,7 +177,7 @@ class EmbeddingsDraft:
 
     def commit(
         self,
-        item_ids: Sequence[str],
+        item_ids: _Ids,
         model: Mapping[str, Any],
         unreadable: Mapping[str, str],
         contents: ContentHashes | None,
@@ -307,7 +310,7 @@ def _put_in_place(part: Path) -> None:
 
 
 def _write_items(
-    directory: Path, number: int, ids: Sequence[str], unreadable: Mapping[str, str], contents: ContentHashes | None
+    directory: Path, number: int, ids: _Ids, unreadable: Mapping[str, str], contents: ContentHashes | None
 ) -> str:
     frame = pl.DataFrame({ITEM_ID: ids}, schema={ITEM_ID: pl.String()}) if contents is None else contents.frame
     reasons = pl.Series(_UNREADABLE, [unreadable.get(item_id) for item_id in ids], dtype=pl.String)
@@ -337,11 +340,13 @@ def _write_description(
     write_durably(directory / EMBEDDINGS_FILE, json.dumps(description, indent=2).encode() + b"\n")
 
 
-def _load_items(path: Path, has_contents: object) -> tuple[list[str], dict[str, str], ContentHashes | None]:
-    frame = pl.read_parquet(path, glob=False)
+def _load_items(
+    path: Path, known: ContentHashes | None, *, read: bool
+) -> tuple[list[str], dict[str, str], ContentHashes | None]:
+    frame = pl.read_parquet(path, glob=False, columns=[ITEM_ID, _UNREADABLE])
     named = frame.drop_nulls(_UNREADABLE)
     unreadable = dict(zip(named[ITEM_ID].to_list(), named[_UNREADABLE].to_list(), strict=True))
-    contents = ContentHashes(frame.select(*SCHEMA)) if has_contents else None
+    contents = ContentHashes.load(path) if read and known is None else known
     return frame[ITEM_ID].cast(pl.String).to_list(), unreadable, contents
 
 
@@ -361,11 +366,12 @@ def _check_description(
         )
 
 
-def _check_ids(ids: Sequence[str], contents: ContentHashes | None) -> None:
-    found = pl.Series(ITEM_ID, ids, dtype=pl.String)
-    if not found.is_unique().all():
+def _check_ids(ids: _Ids, contents: ContentHashes | None) -> None:
+    if contents is not None and contents.are_of(ids):
+        return  # contents name every item once
+    if not pl.Series(ITEM_ID, ids, dtype=pl.String).is_unique().all():
         raise EmbeddingsError("item ids of embeddings must be unique; check the catalogue for repeated ids")
-    if contents is not None and not contents.frame[ITEM_ID].equals(found):
+    if contents is not None:
         raise EmbeddingsError("the contents are of other items than the vectors; embed the catalogue again")
 
 

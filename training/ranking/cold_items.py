@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from training.data.sequences import Sequences, Targets
 
 
-def cold_mask(item_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
+def cold_mask(item_ids: Sequence[str] | pl.Series, share: float) -> NDArray[np.bool_]:
     """Choose the items that are held out.
 
     Args:

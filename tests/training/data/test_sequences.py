@@ -28,6 +28,15 @@ def test_rows_follow_users_and_time() -> None:
     assert sequences.rows.dtype == sequences.offsets.dtype == np.int64
 
 
+def test_ids_may_be_a_column_and_most_of_them_unused() -> None:
+    frame = pl.DataFrame([("u", "d", 1), ("u", "b", 2), ("v", "d", 3)], schema=SCHEMA, orient="row")
+    ids = ["a", "b", "c", "d"]
+    for column in (ids, pl.Series("item_id", ids)):
+        sequences = Sequences.from_interactions(frame, column)
+        assert sequences.rows.tolist() == [3, 1, 3]
+        assert sequences.rows.dtype == np.int64
+
+
 def test_no_interactions_give_no_sequences() -> None:
     sequences = Sequences.from_interactions(pl.DataFrame(schema=SCHEMA), ["a"])
     assert len(sequences) == 0

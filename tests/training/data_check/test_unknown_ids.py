@@ -41,6 +41,17 @@ def test_ids_are_counted_once_and_the_commonest_form_is_named() -> None:
     assert "'01'" in found
 
 
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_the_first_id_of_a_form_is_named_however_the_catalogue_is_cut(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("training.data.id_forms._SLICE_ROWS", rows)
+    found = likeness(pl.Series(["a", "b"]), pl.Series(["x", " a", "c", "a  ", "b "]))
+    assert found is not None
+    assert "2 of 2 unknown ids" in found
+    assert "('a' and ' a')" in found
+
+
 @pytest.mark.parametrize(("known", "unknown"), [(["a", "b"], ["c"]), ([], ["a"]), (["a"], []), (["10"], ["1"])])
 def test_other_ids_are_not_alike(known: list[str], unknown: list[str]) -> None:
     assert likeness(pl.Series(unknown, dtype=pl.String), pl.Series(known, dtype=pl.String)) is None

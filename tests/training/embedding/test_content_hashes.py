@@ -167,6 +167,26 @@ def test_digests() -> None:
     assert moved.digest() == one.digest()
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_digests_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    made = contents(c=("1", "2"), a=(None, "2"), b=("3", None))
+    rows = [("a", "", "2"), ("b", "3", ""), ("c", "1", "2")]
+    lines = {row[0]: "\0".join(row).encode() + b"\n" for row in rows}
+    monkeypatch.setattr("training.embedding.content_hashes._BLOCK_ROWS", block)
+    assert made.digest() == hashlib.sha256(b"".join(lines[name] for name in "abc")).hexdigest()[:16]
+    assert made.ordered_digest() == hashlib.sha256(b"".join(lines[name] for name in "cab")).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_contents_know_their_ids_and_order(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("training.embedding.content_hashes._BLOCK_ROWS", block)
+    made = contents(c=("1", "2"), a=(None, "2"), b=("3", None))
+    assert made.are_of(["c", "a", "b"])
+    assert made.are_of(pl.Series(["c", "a", "b"]))
+    for other in (["a", "b", "c"], ["c", "a"], ["c", "a", "b", "d"], ["c", "a", "x"], []):
+        assert not made.are_of(other)
+
+
 def test_saved_values_load_unchanged(tmp_path: Path) -> None:
     made = contents(ü=("1", None), b=(None, "2"))
     made.save(tmp_path / "contents.parquet")

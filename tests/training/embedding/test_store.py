@@ -3,8 +3,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from training.embedding.content_hashes import SCHEMA, ContentHashes
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError
 
@@ -25,6 +27,23 @@ def test_saved_values_load_unchanged(tmp_path: Path) -> None:
     for name, block in made().vectors.items():
         np.testing.assert_array_equal(loaded.vectors[name], block)
     assert not list((tmp_path / "new" / "directory").glob("*.part"))
+
+
+def test_given_contents_take_the_place_of_those_in_the_file(tmp_path: Path) -> None:
+    plain = made(2)
+    hashes = [
+        ContentHashes(pl.DataFrame([(one, "t", None, None, None, None) for one in ids], schema=SCHEMA, orient="row"))
+        for ids in (["ü0", "ü1"], ["ü1", "ü0"])
+    ]
+    Embeddings(plain.item_ids, plain.vectors, {}, {"ü1": "broken"}, hashes[0]).save(tmp_path)
+    loaded = Embeddings.load(tmp_path, contents=hashes[0])
+    assert loaded.contents is hashes[0]
+    assert (loaded.item_ids, loaded.unreadable) == (["ü0", "ü1"], {"ü1": "broken"})
+    read = Embeddings.load(tmp_path).contents
+    assert read is not None
+    assert read.frame.equals(hashes[0].frame)
+    with pytest.raises(EmbeddingsError, match="the contents are of other items than the vectors"):
+        Embeddings.load(tmp_path, contents=hashes[1])
 
 
 def test_saving_again_replaces_the_earlier_set(tmp_path: Path) -> None:
