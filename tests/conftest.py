@@ -24,8 +24,8 @@ from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
 from tests.support.environments import untraced
 from tests.support.mean_encoder import export_each_shape_once, write_mean_encoder
+from tests.support.processes.unsynced_files import leave_unsynced
 from tests.support.stores.s3_server import S3Server
-from tests.support.unsynced_files import leave_unsynced
 
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60

@@ -112,7 +112,7 @@ class _Core:
             return
         del self._left_ms[ended]
         self._done.pop(ended).succeed()
-        # Whoever ended may go on with further work at this moment, within the same slice.
+        # Further work may follow at this moment, within the same slice.
         self._environment.timeout(0).callbacks.append(lambda _: self._again())
 
     def _again(self) -> None:
@@ -173,7 +173,7 @@ class _Process:
     def _loop(self) -> "Generator[simpy.Event, Any, None]":
         while True:
             if not self._ready:
-                yield self.environment.timeout(0)  # whoever waited for the last step goes on at this moment
+                yield self.environment.timeout(0)  # a request that waited for the last step goes on at this moment
             if not self._ready:
                 self._asleep = self.environment.event()
                 yield self._asleep

@@ -26,7 +26,7 @@ _FORKS.set_forkserver_preload(
     ]
 )
 
-_UNSYNCED = "from tests.support.unsynced_files import leave_unsynced; leave_unsynced()"
+_UNSYNCED = "from tests.support.processes.unsynced_files import leave_unsynced; leave_unsynced()"
 
 
 def start_command(words: Sequence[object], before: str = "") -> ForkServerProcess:
