@@ -19,6 +19,7 @@ from index.machine.cores import available_cores
 from training.backbones.prompts import plain_text
 from training.data.dataset import IMAGE, Dataset
 from training.data.picture_reader import decoding_has_changed
+from training.data.tables.row_lookup import RowLookup
 from training.errors import EmbeddingsError
 
 TEXT_HASH = "text"
@@ -135,18 +136,14 @@ class ContentHashes:
         if earlier is None:
             nowhere = np.full(len(self), -1, dtype=np.int64)
             return Delta(nowhere, np.zeros(len(self), dtype=np.bool_), 0)
-        then = earlier.frame.select(
-            ITEM_ID, pl.col(TEXT_HASH).alias("then_text"), pl.col(PICTURE_HASH).alias("then_picture")
-        ).with_row_index("was")
-        joined = self.frame.join(then, on=ITEM_ID, how="left", maintain_order="left")
-        alike = pl.col(TEXT_HASH).eq_missing(pl.col("then_text")) & pl.col(PICTURE_HASH).eq_missing(
-            pl.col("then_picture")
-        )
-        found = joined.select(
-            pl.col("was").cast(pl.Int64).fill_null(-1), (alike & pl.col("was").is_not_null()).alias("same")
-        )
-        was = found["was"].to_numpy().astype(np.int64)
-        return Delta(was, found["same"].to_numpy().astype(np.bool_), len(earlier) - int((was >= 0).sum()))
+        lookup = RowLookup(earlier.frame[ITEM_ID])
+        was, same = np.empty(len(self), dtype=np.int64), np.zeros(len(self), dtype=np.bool_)
+        for start in range(0, len(self), _BLOCK_ROWS):  # a join of all rows would take 130 bytes an item
+            part = slice(start, start + _BLOCK_ROWS)
+            was[part] = lookup.find(self.frame[ITEM_ID][part])
+            there = start + np.flatnonzero(was[part] >= 0)
+            same[there] = _are_alike(self.frame, there, earlier.frame, was[there])
+        return Delta(was, same, len(earlier) - int((was >= 0).sum()))
 
     def save(self, path: Path) -> None:
         """Write a Parquet file, under a temporary name first."""
@@ -174,6 +171,16 @@ class ContentHashes:
             for row in (frame[part] if order is None else frame[order[part]]).rows():
                 digest.update("\0".join(value or "" for value in row).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()[:16]
+
+
+def _are_alike(
+    now: pl.DataFrame, rows: NDArray[np.int64], then: pl.DataFrame, was: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether text and picture of rows have the hashes of earlier rows."""
+    alike = np.ones(len(rows), dtype=np.bool_)
+    for name in (TEXT_HASH, PICTURE_HASH):
+        alike &= now[name].gather(rows).eq_missing(then[name].gather(was)).to_numpy()
+    return alike
 
 
 def read_contents(

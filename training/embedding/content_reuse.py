@@ -59,7 +59,9 @@ class KnownVectors:
         """
         unused = self.unused.frame.filter(pl.col(SLOT) == slot).with_row_index(PLACE)
         later = unused.select(CONTENT, pl.col(PLACE).cast(pl.Int64) + len(self.base))
-        known = pl.concat([contents_of(slot, self.contents), later]).unique(CONTENT, keep="first", maintain_order=True)
+        is_asked = pl.col(CONTENT).is_in(asked.unique().implode())  # few: the others would only take memory
+        known = pl.concat([part.filter(is_asked) for part in (contents_of(slot, self.contents), later)])
+        known = known.unique(CONTENT, keep="first", maintain_order=True)
         joined = asked.rename(CONTENT).to_frame().join(known, on=CONTENT, how="left", maintain_order="left")
         places = joined[PLACE].fill_null(-1).to_numpy().astype(np.int64)
         found = np.flatnonzero(places >= 0)

@@ -145,13 +145,17 @@ def test_memory_grows_by_columns_and_not_by_objects(
     assert peak < 150 * items  # of a block at a time
 
 
-def test_a_delta_by_hand() -> None:
+@pytest.mark.parametrize("block", [1, 2, 8_192])
+def test_a_delta_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("training.embedding.content_hashes._BLOCK_ROWS", block)
     then = contents(a=("1", "2"), b=("1", None), c=(None, None), d=("1", "2"), e=(None, "2"))
     now = contents(e=(None, "3"), c=(None, None), x=("1", "2"), b=("1", "2"), a=("1", "2"))
     delta = now.against(then)
     assert delta.was.tolist() == [4, 2, -1, 1, 0]
     assert delta.same.tolist() == [False, True, False, False, True]
     assert (delta.new, delta.changed, delta.unchanged, delta.deleted) == (1, 2, 2, 1)
+    assert now.against(contents()).was.tolist() == [-1] * 5
+    assert contents().against(then).deleted == 5
     first = now.against(None)
     assert (first.new, first.changed, first.unchanged, first.deleted) == (5, 0, 0, 0)
 

@@ -24,7 +24,7 @@ class RowLookup:
         self._ids = ids.gather(order)
         self._rows: NDArray[np.int64] = rows[order.to_numpy()]
 
-    def find(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+    def find(self, item_ids: Sequence[str] | pl.Series) -> NDArray[np.int64]:
         """(k,) int64 rows of these ids; −1 where there is no such item."""
         wanted = pl.Series(item_ids, dtype=pl.String)
         places = np.minimum(self._ids.search_sorted(wanted).to_numpy(), max(len(self._ids) - 1, 0))
