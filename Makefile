@@ -51,7 +51,7 @@ engines: $(VENV)/.installed
 
 # The tests of Milvus and Ray. Those of the workers without Ray run with the others.
 check-engines: engines
-	$(PYTEST) $(SLOW_PROCESSES) tests/service/retrieval tests/training/embedding/distributed/test_ray_slow.py tests/training/nightly/test_reindex_ray_slow.py
+	$(PYTEST) $(SLOW_PROCESSES) tests/service/retrieval $(wildcard tests/training/*/test_*ray*_slow.py tests/training/*/*/test_ray*_slow.py)
 
 # A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
 check-versions:

@@ -1,11 +1,14 @@
 """The small shop with a model of random weights, embedded by one process."""
 
+import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes.ray_clusters import NO_RAY, TOKEN, Cluster
+from tests.support.processes.ray_jobs import ITEMS
 from training.backbones.backbone import load_backbone
 from training.backbones.trained_model import TrainedModel
 from training.backbones.vlm import VlmEmbedder, save_embedder
@@ -70,3 +73,34 @@ def job_of() -> Callable[[Path, EmbeddingPlan], ShardJob]:
         return ShardJob(home / "data", home / "run", plan.directory, provenance, plan.batch_items, 1)
 
     return make
+
+
+@pytest.fixture
+def prompt_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers as nice as Ray makes them wait for minutes on a busy machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
+@pytest.fixture
+def large(home: Path) -> Path:
+    """The shop eight times, embedded item by item, so that a job takes a while."""
+    items = home / "data" / "items.csv"
+    header, *rows = items.read_text().splitlines()
+    copies = [f"c{copy}{row}" for copy in range(ITEMS // len(rows)) for row in rows]
+    items.write_text("\n".join([header, *copies]) + "\n")
+    (home / "data" / "interactions.csv").write_text("user_id,item_id,timestamp\nu0,c0i00,1\n")
+    sizes = {"embed.shard_items": 2, "embed.batch_items": 1}
+    (home / "run" / "config.toml").write_text(to_toml(load_config(overrides=sizes)))
+    shutil.copytree(home / "run", home / "alone")
+    return home
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip(NO_RAY)
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    made = Cluster()
+    yield made
+    made.end()

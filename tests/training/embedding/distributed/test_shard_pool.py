@@ -81,7 +81,7 @@ def loaded(embedded_home: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def loaded_once(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading takes a second; test_shard_worker.py and test_ray_slow.py load the model in every worker."""
+    """Loading takes a second; test_shard_worker.py and the tests of Ray load the model in every worker."""
     monkeypatch.setattr(TrainedModel, "load", lambda _self: loaded)
 
 
