@@ -101,19 +101,25 @@ def estimate(demand: Demand, coefficients: Coefficients) -> list[Figure]:
     """All figures of a demand.
 
     Raises:
-        CapacityError: no rate meets the bound of the latency, or there are more workers than cores.
+        CapacityError: no rate meets the bound of the latency, there are more workers than cores, or a figure exceeds
+            all numbers.
     """
     if demand.worker_count > demand.cores:
         raise CapacityError(
             f"--workers must be at most --cores, got {demand.worker_count} on {demand.cores}; with more a "
             "replica answers less"
         )
-    return [
-        *_service(demand, coefficients),
-        *_redis(demand, coefficients),
-        *(_milvus(demand, coefficients) if in_milvus(demand, coefficients) else ()),
-        *_offline(demand, coefficients),
-    ]
+    try:
+        return [
+            *_service(demand, coefficients),
+            *_redis(demand, coefficients),
+            *(_milvus(demand, coefficients) if in_milvus(demand, coefficients) else ()),
+            *_offline(demand, coefficients),
+        ]
+    except OverflowError:
+        raise CapacityError(
+            "a figure exceeds all numbers; check the sizes, and exponents such as search_growth"
+        ) from None
 
 
 def has_lists(demand: Demand) -> bool:

@@ -27,6 +27,8 @@ _BEFORE: Final = 0.5  # part of the time outside before the loop reads the reque
 _WARM_SHARE: Final = 0.1
 _BISECTIONS: Final = 7
 _ROUNDING_MS: Final = 1e-9
+_ROUNDING: Final = 1e-13  # of the time that has passed: less cannot be added to it
+_LONGEST_SLICE: Final = 1 / 64  # of what is left, so that searches of seconds do not take thousands of slices
 _VARIATIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 _LOOP, _THREAD = "loop", "thread"
@@ -100,20 +102,25 @@ class _Core:
             return
         next_ms = self._left_ms[running]
         if len(self._left_ms) > 1:
-            next_ms = min(next_ms, SLICE_MS - self._used_ms)
+            slice_ms = max(SLICE_MS, min(self._left_ms.values()) * _LONGEST_SLICE, self._rounding_ms())
+            next_ms = min(next_ms, slice_ms - self._used_ms)
         timer = self._environment.timeout(max(next_ms, 0.0))
         timer.callbacks.append(lambda _: self._end(running) if plan == self._plans else None)
 
     def _end(self, ended: str) -> None:
         self._advance()
-        if self._left_ms[ended] > _ROUNDING_MS:
-            self._running, self._used_ms = next(who for who in self._left_ms if who != ended), 0.0
+        others = [who for who in self._left_ms if who != ended]
+        if others and self._left_ms[ended] > self._rounding_ms():  # without others it ended, whatever rounding left
+            self._running, self._used_ms = others[0], 0.0
             self._plan()
             return
         del self._left_ms[ended]
         self._done.pop(ended).succeed()
         # Further work may follow at this moment, within the same slice.
         self._environment.timeout(0).callbacks.append(lambda _: self._again())
+
+    def _rounding_ms(self) -> float:
+        return max(_ROUNDING_MS, _ROUNDING * float(self._environment.now))
 
     def _again(self) -> None:
         self._advance()

@@ -109,6 +109,18 @@ def test_each_worker_has_a_core_and_several_cost_more_each(cores: int, workers: 
     assert workers_factor(demand, costly) == pytest.approx(factor / (1.0 if factor == 1 else 1.25))
 
 
+@pytest.mark.parametrize("demand", [SMALL, LISTS])
+@pytest.mark.parametrize("name", ["loop_ms", "search_ms", "batch_ms", "search_growth", "lists_build_growth"])
+@pytest.mark.parametrize("value", [1e4, 1e18])
+def test_a_coefficient_beyond_reason_ends_with_figures_or_a_reason(demand: Demand, name: str, value: float) -> None:
+    wild = Coefficients(dict(KNOWN) | {name: KNOWN[name].model_copy(update={"value": value})})
+    try:
+        figures = estimate(demand, wild)
+    except CapacityError:
+        return
+    assert all(math.isfinite(figure.value) for figure in figures)
+
+
 @pytest.mark.parametrize("value", [1e-18, 0.001, 11.0, 1e18])
 def test_a_variation_that_cannot_be_simulated_is_refused(value: float) -> None:
     wild = Coefficients(dict(KNOWN) | {"variation": KNOWN["variation"].model_copy(update={"value": value})})
