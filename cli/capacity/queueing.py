@@ -2,8 +2,8 @@
 
 The rules are those of `service.recommend.batching` with one thread: a search joins those that are ready in one turn of
 the event loop; one alone runs in the loop; several go to the thread as a batch of at most 16; what arrives while the
-thread is busy forms the next batch. While loop and thread both work, each has half of the core. Times vary by a gamma
-distribution. Redis and clients are on other cores.
+thread is busy forms the next batch. The loop runs as soon as it wakes up; while both have work, loop and thread take
+turns. Times vary by a gamma distribution. Redis and clients are on other cores.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import simpy
 
 LARGEST_BATCH: Final = 16
-SLICE_MS: Final = 1.4  # for which Linux lets one thread run while another of the same core waits, with two cores
+SLICE_MS: Final = 1.4  # assumed: the base slice of Linux, .7 ms times 1 + log2 of two cores; it was not measured
 # Parts of a request's time in the loop: until Redis is asked, what Redis answered, and the answer.
 _READ, _HISTORY, _ANSWER = 0.35, 0.15, 0.5
 _BEFORE: Final = 0.5  # part of the time outside before the loop reads the request; in the rest Redis answers

@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simpy
 
 from cli.capacity.queueing import (
+    SLICE_MS,
     ServiceTimes,
+    _Core,
     closed_loop,
     fitted_variation,
     highest_rate,
@@ -57,11 +60,24 @@ def test_one_loop_queue_waits_as_a_queue_with_random_arrivals_does() -> None:
     assert 1 + 0.8 * 2.0 < high < 1 + 3 * 2.0
 
 
-def test_a_long_batch_does_not_keep_the_loop_from_others() -> None:
-    """The loop, once awake, runs before the thread that is searching: a lone request beside a batch is read at once."""
-    slow = replace(TIMES, loop_ms=0.2, batch_ms=20.0, search_ms=1e-9, alone_ms=20.0)
-    # Batches of up to 16 form beside each batch of 20 ms; were the loop to wait for it, 16 connections had 32 in 60 ms.
-    assert closed_loop(slow, 16, 2_000) > 16 * 1_000 / (2 * 20 + 16 * 0.2 + 5)
+@pytest.mark.parametrize(("woken", "ends_ms"), [(True, 0.5 + 1.0), (False, SLICE_MS + 1.0)])
+def test_the_loop_runs_at_once_where_it_wakes_up_and_else_after_a_slice(woken: bool, ends_ms: float) -> None:
+    environment = simpy.Environment()
+    core = _Core(environment)
+    core.work("thread", 10.0)
+    environment.run(until=0.5)
+    environment.run(until=core.work("loop", 1.0, woken=woken))
+    assert environment.now == pytest.approx(ends_ms)
+
+
+def test_loop_and_thread_take_turns() -> None:
+    environment = simpy.Environment()
+    core = _Core(environment)
+    thread, loop = core.work("thread", 10.0), core.work("loop", 10.0)
+    environment.run(until=thread)
+    assert environment.now == pytest.approx(10.0 + 7 * SLICE_MS)  # its eighth slice is its last
+    environment.run(until=loop)
+    assert environment.now == pytest.approx(20.0)
 
 
 def test_the_loop_wakes_up_less_often_the_busier_it_is() -> None:
