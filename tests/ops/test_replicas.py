@@ -67,12 +67,12 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, small_bundle: Path, red
     registry.publish(small_bundle)
     replicas = Replicas(registry.root, redis_url, f"replicas-{uuid.uuid4().hex}")
     port = free_port()
-    configuration = proxy.configuration(port, replicas.ports)
     clients = [
         *(ProxyClient(port, "/recommend", ASKED) for _ in range(3)),
         ProxyClient(port, "/events", WRITTEN),
     ]
     try:
+        configuration = proxy.configuration(port, replicas.ports)
         for number, user in enumerate(USERS):
             for row in range(number, number + 4):
                 stored = replicas.running[0].call("POST", "/events", {"user_id": user, "item_id": f"i{row}"})
