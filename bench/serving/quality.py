@@ -24,30 +24,30 @@ class Kind:
 
     Attributes:
         extra: what the body has beside user and k.
-        weights: (Σd,) float32 that the query is multiplied with.
+        by_slot: weights of the request by slot name.
         allowed: (n,) bool, rows that may be answered; None: all.
     """
 
     extra: Asked
-    weights: NDArray[np.float32]
+    by_slot: Mapping[str, float]
     allowed: NDArray[np.bool_] | None
 
 
 def kinds_of(bundle: Bundle) -> dict[str, Kind]:
     """Plain requests, each slot three times and alone, and filters that allow a half, a tenth and a hundredth."""
     names = bundle.layout.names
-    found = {PLAIN: Kind({}, bundle.layout.weights({}), None)}
+    found = {PLAIN: Kind({}, {}, None)}
     for name in names:
         for label, weights in (
             ("x3", {name: 3.0}),
             ("alone", {other: 0.0 for other in names if other != name}),
         ):
-            found[f"{name} {label}"] = Kind({"slot_weights": weights}, bundle.layout.weights(weights), None)
+            found[f"{name} {label}"] = Kind({"slot_weights": weights}, weights, None)
     groups = bundle.metadata.column(GROUP).to_numpy()
     for percent in (50, 10, 1):
         bound = percent * GROUPS // 100
         condition = {"filter": {"must": [{"field": GROUP, "lt": bound}]}}
-        found[f"filtered {percent} %"] = Kind(condition, bundle.layout.weights({}), groups < bound)
+        found[f"filtered {percent} %"] = Kind(condition, {}, groups < bound)
     return found
 
 
@@ -56,14 +56,20 @@ def recall_served(
 ) -> float:
     """Recall@20 of served answers against exact search without the history itself, 0 … 1.
 
+    Exact search scores as docs/http.md says: slots times their weights, and items that lack a slot of a weight below 1
+    times their factor (`index.items.slots.SlotLayout.weight_scales`).
+
     Args:
         bundle: what serves.
         histories: (u, 10) int64 rows of the users that ask.
         kind: of the requests.
         ask: from the number of a user and the extra of the request to the item ids answered, best first.
     """
-    queries = bundle.encode(list(histories)) * kind.weights
+    queries = bundle.encode(list(histories)) * bundle.layout.weights(kind.by_slot)
     vectors = np.load(bundle.path / VECTORS_FILE, mmap_mode="r")
+    if any(weight < 1 for weight in kind.by_slot.values()):
+        scales = bundle.layout.weight_scales(bundle.layout.present(vectors), kind.by_slot)
+        vectors = vectors * scales[:, np.newaxis]
     allowed = bundle.indexed if kind.allowed is None else kind.allowed & bundle.indexed
     rows, _ = exact_top_k(queries, vectors, K + histories.shape[1], allowed=None if allowed.all() else allowed)
     hits = wanted = 0

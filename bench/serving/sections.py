@@ -158,7 +158,7 @@ def _size_row(read: ServingResults, rows: int, rates: list[int]) -> tuple[str, .
 def recall(read: ServingResults) -> Iterator[str]:
     """Recall by kind of request and size."""
     rows_of = read.settings.get("sizes", [])
-    found = {rows: read.measurements.get(f"sizes/1/{rows}/recall", {}).get("by_kind", {}) for rows in rows_of}
+    found = {rows: read.measurements.get(f"recall/{rows}", {}).get("by_kind", {}) for rows in rows_of}
     kinds = list(dict.fromkeys(kind for one in found.values() for kind in one))
     yield "## Recall of what was served\n"
     yield "recall@20 of answers over HTTP against exact search, the user's own items left out on both sides.\n"

@@ -35,7 +35,7 @@ from bench.serving.stages import Task, Visit, measured_visits, tuning_visits
 
 _ROOT = Path(__file__).parents[2]
 _WORK = _ROOT / ".bench"
-STAGES = ("tuning", "contenders", "sizes", "overload", "start", "users")
+STAGES = ("tuning", "contenders", "sizes", "recall", "overload", "start", "users")
 _OUT = _ROOT / "bench" / "results" / "serving.json"
 NEIGHBOURS = 50  # what `vlm2rec fit-encoder` takes by default
 

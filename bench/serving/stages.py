@@ -96,6 +96,8 @@ def measured_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
         yield _echo(setting, "sizes", number)
         for rows in plan.sizes:
             yield _size(setting, ours, rows, number)
+    for rows in plan.sizes:  # a stage of its own, since nothing of it is timed
+        yield Visit("recall", ours, rows, plan.users, [Task(f"recall/{rows}", partial(_recall, setting, rows))], False)
     for number in range(1, plan.overload_rounds + 1):
         yield _echo(setting, "overload", number)
         yield _overload(setting, ours, results, number)
@@ -137,11 +139,9 @@ def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
 
 
 def _size(setting: Setting, ours: Contender, rows: int, number: int) -> Visit:
-    """vlm2rec on a catalogue of a size; all kinds of requests are compared with exact search once."""
+    """vlm2rec on a catalogue of a size."""
     plan, key = setting.plan, f"sizes/{number}/{rows}"
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, plan.size_rates, number)]
-    if number == 1:
-        tasks.append(Task(f"{key}/recall", partial(_recall, setting, rows)))
     return Visit("sizes", ours, rows, plan.users, tasks)
 
 

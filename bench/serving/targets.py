@@ -135,7 +135,7 @@ def _main(read: ServingResults) -> Iterator[Verdict]:
     times = read.values(ours, "cpu_ms")
     cpu = _at_most(about, "≤ 0.40 ms of CPU an answer", times, MOST_CPU_MS, "{:.2f}", " ms", rounds)
     yield _counted(read, stage, replace(cpu, goal=True))
-    by_kind = read.measurements.get(size(rows, "recall").format(round=1), {}).get("by_kind")
+    by_kind = read.measurements.get(f"recall/{rows}", {}).get("by_kind")
     lowest = min(by_kind, key=by_kind.get) if by_kind else ""
     values = [by_kind[lowest]] if by_kind else []
     target = "recall@20 ≥ 0.95, plain, with each slot × 3, each slot alone, and filtered"

@@ -72,7 +72,7 @@ def test_vlm2rec_is_measured_with_its_best_number_of_workers_everywhere(tmp_path
         ours = [visit for visit in measured_visits(setting, results) if visit.contender.name == "vlm2rec"]
         tried = [visit.contender for visit in tuning_visits(setting) if visit.contender.name == "vlm2rec"]
     assert [one.environment["VLM2REC_WORKERS"] for one in tried] == ["1", "2"]
-    assert {visit.stage for visit in ours} == {"contenders", "sizes", "overload", "start", "users"}
+    assert {visit.stage for visit in ours} == {"contenders", "sizes", "recall", "overload", "start", "users"}
     for visit in ours:
         if visit.stage != "start":
             assert (visit.contender.environment["VLM2REC_WORKERS"], visit.contender.workers) == ("2", 2), visit.stage

@@ -1,17 +1,24 @@
 """What all peers do is what the bundle itself gives; what differs is only how a request is written down."""
 
 import json
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
+from starlette.testclient import TestClient
 
 from bench.load.histories import fill, user_id
 from bench.peers.answering import Answering, key_of
 from bench.serving.contenders import EVERYONE, OURS, PEERS, Contender
 from bench.serving.quality import kinds_of, recall_served, same_as_bundle
 from index.bundle.bundle import Bundle
+from service.app import create_app
+from service.bundles.startup import Startup
+from service.settings.load import load_settings
 
 HISTORIES = [[1, 2, 4], [10, 11], [20]]
 
@@ -81,28 +88,37 @@ def test_each_environment_has_a_pinned_list() -> None:
             assert pinned[name] == project[name], f"{contender.name} would not use the same {name}"
 
 
-def test_recall_is_one_for_exact_answers_and_half_for_half(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def served(small_bundle: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The service on the small bundle, whose index is exact."""
+    settings = load_settings(
+        registry="unused",
+        redis_url=redis_url,
+        redis_prefix=f"test-{uuid.uuid4().hex}",
+        redis_timeout_ms=5000,
+        directives_file=tmp_path_factory.mktemp("state") / "directives.json",
+    )
+    with TestClient(create_app(settings, startup=Startup(Bundle.load(small_bundle)))) as client:
+        yield client
+
+
+def test_recall_is_one_for_exact_answers_and_half_for_half(
+    small_bundle: Path, served: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = Bundle.load(small_bundle)
     monkeypatch.setattr("bench.serving.quality.GROUP", "price")
     histories = np.array([[1, 2], [10, 11]])
-    vectors = bundle.vectors(np.arange(len(bundle)))
 
-    def exact(number: int, extra: object) -> list[str]:
-        weights = bundle.layout.weights(extra.get("slot_weights", {}))
-        scores = vectors @ (bundle.encode([histories[number]])[0] * weights)
-        scores[histories[number]] = -np.inf
-        scores[~bundle.indexed] = -np.inf
-        if "filter" in extra:
-            bound = extra["filter"]["must"][0]["lt"]
-            prices = [bundle.fields(row)["price"] for row in range(len(bundle))]
-            scores[[price is None or price >= bound for price in prices]] = -np.inf
-        ranked = np.argsort(-scores, kind="stable")
-        return [bundle.ids.id(int(row)) for row in ranked if np.isfinite(scores[row])][:20]
+    def answered(number: int, extra: Mapping[str, Any]) -> list[str]:
+        body = {"items": [bundle.ids.id(int(row)) for row in histories[number]], "k": 20, **extra}
+        return [item["item_id"] for item in served.post("/recommend", json=body).raise_for_status().json()["items"]]
 
-    for name, kind in kinds_of(bundle).items():
+    kinds = kinds_of(bundle)
+    assert {"text alone", "image alone", "text x3", "filtered 10 %"} <= set(kinds)
+    for name, kind in kinds.items():
         if name == "filtered 1 %":
             continue  # only item 0 costs less than 1, and nothing less than that
-        assert recall_served(bundle, histories, kind, exact) == 1.0, name
-        assert recall_served(bundle, histories, kind, lambda n, e: exact(n, e)[::2]) == pytest.approx(0.5, abs=0.05)
-    assert same_as_bundle(bundle, histories, exact) == 1.0
-    assert same_as_bundle(bundle, histories, lambda n, e: exact(n, e)[::-1]) == 0.0
+        assert recall_served(bundle, histories, kind, answered) == 1.0, name
+        assert recall_served(bundle, histories, kind, lambda n, e: answered(n, e)[::2]) == pytest.approx(0.5, abs=0.05)
+    assert same_as_bundle(bundle, histories, answered) == 1.0
+    assert same_as_bundle(bundle, histories, lambda n, e: answered(n, e)[::-1]) == 0.0
