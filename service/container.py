@@ -113,7 +113,14 @@ class Container:
         if retriever.waits:
             threads = engine.engine_threads or _WAITING_THREADS
         bound = engine.queue_bound
-        self.batcher = MicroBatcher(bound=bound, threads=threads, metrics=metrics, log=log, retriever=retriever)
+        self.batcher = MicroBatcher(
+            bound=bound,
+            threads=threads,
+            in_loop=settings.most_in_loop,
+            metrics=metrics,
+            log=log,
+            retriever=retriever,
+        )
         self.online_recall = open_online_recall(settings.observability, metrics, log, self.active_bundle)
         self.recommender = Recommender(
             self.histories, self.batcher, hidden, self.recent, self.online_recall, self.event_types

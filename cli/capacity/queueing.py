@@ -1,7 +1,7 @@
 """Simulates the queues of one service process that has a core of its own: event loop, search thread, what lies outside.
 
 The rules are those of `service.recommend.batching` with one thread: a search joins those that are ready in one turn of
-the event loop; one alone runs in the loop; several go to the thread as a batch of at most 16; what arrives while the
+the event loop; up to four run in the loop; more go to the thread as a batch of at most 16; what arrives while the
 thread is busy forms the next batch. The loop runs as soon as it wakes up; while both have work, loop and thread take
 turns. Times vary by a gamma distribution. Redis and clients are on other cores.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import simpy
 
 LARGEST_BATCH: Final = 16
+IN_LOOP: Final = 4
+"""Largest batch that runs in the event loop, as `service.settings.load.Settings.most_in_loop` on one core."""
 SLICE_MS: Final = 1.4  # assumed: the base slice of Linux, .7 ms times 1 + log2 of two cores; it was not measured
 # Parts of a request's time in the loop: until Redis is asked, what Redis answered, and the answer.
 _READ, _HISTORY, _ANSWER = 0.35, 0.15, 0.5
@@ -43,8 +45,8 @@ class ServiceTimes:
         loop_ms: of the event loop, a request, without its search.
         wake_ms: of the event loop, more each time it had been idle.
         alone_ms: of the event loop, a search alone.
-        batch_ms: of the thread, a batch of several searches, however many.
-        search_ms: of the thread, each search of a batch, on top.
+        batch_ms: of the thread, a batch of more searches than run in the loop, however many.
+        search_ms: each search of a batch in the thread, on top, and each beyond the first of one in the loop.
         outside_ms: latencies of which one is drawn for each request; they occupy neither loop nor thread.
         variation: standard deviation of a time over its mean, above 0.
     """
@@ -200,9 +202,11 @@ class _Process:
         self._planned = False
         if self._thread_idle and self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(LARGEST_BATCH, len(self._waiting)))]
-            if len(batch) == 1:
-                yield self._work(_LOOP, self._times.alone_ms)
-                batch[0].succeed()
+            if len(batch) <= IN_LOOP:
+                yield self._work(_LOOP, self._times.alone_ms + self._times.search_ms * (len(batch) - 1))
+                for found in batch:
+                    found.succeed()
+                yield self.environment.timeout(0)  # their answers come before the next batch
             else:
                 self._thread_idle = False
                 self.environment.process(self._in_thread(batch))

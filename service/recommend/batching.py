@@ -1,8 +1,9 @@
 """Batches searches that wait at the same time, without ever delaying one to fill a batch.
 
 A search joins those that arrive in the same turn of the event loop. A single one runs at once in the event loop, which
-takes less time than a hop to another thread. Several go to a worker thread as one batch, and those that arrive while
-all workers are busy form the next batch. Encoder and index release the interpreter's lock, so the event loop reads and
+takes less time than a hop to another thread; so do a few on a process with one core, where a thread and the loop would
+take turns. More go to a worker thread as one batch, and those that arrive while all workers are busy form the next
+batch. Encoder and index release the interpreter's lock, so the event loop reads and
 writes while the workers search: the busier the service, the larger its batches and the cheaper each request
 (docs/adr/0014).
 """
@@ -55,7 +56,7 @@ _Results = list[SearchResult | Exception]
 
 
 class MicroBatcher:
-    """A search engine for one event loop with a bounded queue: single searches run at once, several as a batch.
+    """A search engine for one event loop with a bounded queue: few searches run at once, more as a batch in a thread.
 
     If a worker thread ends unexpectedly, its batch runs in the event loop and another worker takes its place, so no
     request is lost. If five end within a minute, every search runs in the event loop and :attr:`alive` is False, for
@@ -65,6 +66,7 @@ class MicroBatcher:
         bound: most searches that wait, at least 1.
         threads: most workers; 0: every search runs in the event loop, as on CUDA, where only one thread may use encoder
             and index.
+        in_loop: largest batch that runs in the event loop where there are workers, at least 1.
         metrics: counts batches.
         log: logs the unexpected end of a worker.
         retriever: finds the items; while one that waits does, no search runs in the event loop as long as there are
@@ -76,6 +78,7 @@ class MicroBatcher:
         *,
         bound: int,
         threads: int,
+        in_loop: int = 1,
         metrics: BatchMetrics,
         log: FilteringBoundLogger,
         retriever: Retriever = FAISS,
@@ -83,6 +86,7 @@ class MicroBatcher:
         self._retriever = retriever
         self._bound = bound
         self._threads = threads
+        self._in_loop = in_loop
         self._metrics = metrics
         self._log = log
         self._waiting: deque[_Waiting] = deque()
@@ -140,7 +144,7 @@ class MicroBatcher:
         # Checked again: since this turn was planned, a worker that became idle may have taken a batch.
         while self._has_room and (batch := self._take()):
             self._metrics.batch(len(batch), monotonic() - batch[0].since)
-            if not self._threaded or (len(batch) == 1 and not self._retriever.waits):
+            if not self._threaded or (len(batch) <= self._in_loop and not self._retriever.waits):
                 _deliver(batch, _run_batch(batch, self._retriever))
                 break  # other callbacks had to wait meanwhile
             self._worker().start(batch)

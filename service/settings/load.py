@@ -37,6 +37,7 @@ from service.settings.worker_place import WorkerPlace
 
 PREFIX: Final = "VLM2REC_"
 FILE_VARIABLE: Final = "VLM2REC_CONFIG"
+_MOST_ON_ONE_CORE: Final = 4
 # Kubernetes describes a service named "vlm2rec" or "vlm2rec-redis" to every pod of its namespace in variables of these
 # names. A name that ends with PORT alone holds an address, where one of our settings would hold a number.
 _SERVICE_LINK: Final = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
@@ -88,6 +89,16 @@ class Settings(BaseModel):
         memory = memory_limit()
         by_memory = MOST_WORKERS if memory is None else max(1, memory // _WORKER_BYTES)
         return min(available_cores(), by_memory, self._most_workers, MOST_WORKERS)
+
+    @property
+    def most_in_loop(self) -> int:
+        """Largest batch of searches that runs in the event loop of this process.
+
+        On a core of its own a thread searches while the loop goes on. Where both share one core they take turns, so
+        that a few searches end sooner in the loop; many would keep it from reading (docs/adr/0014, "One core").
+        """
+        cores = available_cores() // (1 if self.worker is None else self.worker.count)
+        return _MOST_ON_ONE_CORE if cores <= 1 else 1
 
     def for_worker(self, place: WorkerPlace) -> "Settings":
         """The settings of one of several workers: its part of every bound that is divided, see `WorkerPlace`.

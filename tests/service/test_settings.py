@@ -315,6 +315,14 @@ def test_a_worker_has_at_most_four_engine_threads_by_default(
     assert [part.engine.threads for part in load_parts(2, engine_threads=16)] == [8, 8]  # as chosen
 
 
+@pytest.mark.parametrize(("cores", "count", "most"), [(1, 1, 4), (2, 1, 1), (2, 2, 4), (3, 2, 4), (4, 2, 1), (2, 4, 4)])
+def test_a_few_searches_run_in_the_event_loop_of_a_worker_with_one_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, count: int, most: int
+) -> None:
+    monkeypatch.setattr("service.settings.load.available_cores", lambda: cores)
+    assert {part.most_in_loop for part in load_parts(count)} == {most}
+
+
 @pytest.mark.parametrize("name", ["api_keys_file", "admin_keys_file", "metrics_keys_file"])
 def test_a_pipe_with_keys_is_for_one_worker(tmp_path: Path, name: str) -> None:
     """It gives its text once, to the first worker; the others would wait for a writer."""

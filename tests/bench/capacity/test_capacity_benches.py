@@ -73,14 +73,16 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def turn(share: float, seed: int = 0) -> Turn:
     """What a process with the true times uses, had it the wakes of the simulation and some share of lone searches."""
-    alone, in_batches = (0.8 - share, 0.2 + share) if share else (0.0, 1.0)
+    alone, pairs, in_batches = (0.6 - share, 0.2, 0.2 + share) if share else (0.0, 0.0, 1.0)
     wakes = wakes_a_request(TRUE, 6_000, rate=share * PEAK, connections=CONNECTIONS)
     batches, n = in_batches / (2 + 4 * share), 10_000.0
+    in_loop_ms = alone * TRUE.alone_ms + pairs / 2 * (TRUE.alone_ms + TRUE.search_ms)
     used = Used(
-        loop_ms=n * (TRUE.loop_ms + wakes * TRUE.wake_ms + alone * TRUE.alone_ms),
+        loop_ms=n * (TRUE.loop_ms + wakes * TRUE.wake_ms + in_loop_ms),
         thread_ms=n * (batches * TRUE.batch_ms + in_batches * TRUE.search_ms) + 20.0 * 5,
         searches=n,
-        alone=n * alone,
+        firsts=n * (alone + pairs / 2),
+        in_loop=n * (alone + pairs),
         batches=n * batches,
         stages_ms=n * TRUE.alone_ms,
         seconds=20.0,

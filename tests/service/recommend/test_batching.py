@@ -43,9 +43,17 @@ def histories(count: int) -> list[SearchJob]:
     return [job(number % 50 + 8, (7 * number) % 50 + 8, k=3 + number % 4) for number in range(count)]
 
 
-def run(work: Callable[[MicroBatcher], Awaitable[Any]], counted: Counted, *, bound: int = 500, threads: int = 2) -> Any:
+def run(
+    work: Callable[[MicroBatcher], Awaitable[Any]],
+    counted: Counted,
+    *,
+    bound: int = 500,
+    threads: int = 2,
+    in_loop: int = 1,
+) -> Any:
     async def go() -> Any:
-        batcher = MicroBatcher(bound=bound, threads=threads, metrics=counted, log=structlog.get_logger())
+        log = structlog.get_logger()
+        batcher = MicroBatcher(bound=bound, threads=threads, in_loop=in_loop, metrics=counted, log=log)
         try:
             return await work(batcher)
         finally:
@@ -78,7 +86,7 @@ def test_in_a_batch_each_search_gets_its_own_result(bundle: Bundle, threads: int
     assert max(counted.sizes) <= 16
 
 
-def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_alone_and_a_few_never_leave_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def watched(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
@@ -96,6 +104,10 @@ def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pyte
     seen.clear()
     run(together(bundle, histories(32)), Counted())
     assert seen == [THREAD_NAME] * 2
+    for count, where in ((4, threading.main_thread().name), (5, THREAD_NAME)):
+        seen.clear()
+        run(together(bundle, histories(count)), Counted(), threads=1, in_loop=4)
+        assert seen == [where], count
 
 
 def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
