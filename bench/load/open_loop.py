@@ -126,6 +126,8 @@ class Client:
             return
         del self._busy[descriptor]
         self._idle.append(descriptor)
+        if b"\r\nconnection: close\r\n" in buffer[:body].lower():  # no request may follow it (RFC 9112, 9.6)
+            self._closed(descriptor)
         answered, status = time.perf_counter(), int(buffer[9:12])
         self.records.append((due, answered, status, *_kind(buffer, body)))
         if self._keep is not None:

@@ -13,12 +13,16 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"degraded":null}'
 LESS = b'HTTP/1.1 200 OK\r\ncontent-length: 23\r\n\r\n{"degraded":"overload"}'
 REFUSED = b"HTTP/1.1 429 Too Many\r\nserver-timing: parse;dur=1.0, total;dur=2.500\r\ncontent-length: 2\r\n\r\n{}"
 FAILED = b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n"
+LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
 
 
 @contextmanager
 def serving(answer_to: Callable[[int], bytes], stall_s: float = 0.0) -> Iterator[tuple[int, Counter[bytes]]]:
-    """A server that answers its n-th request with ``answer_to(n)``; the whole of it stalls once, at the tenth."""
+    """A server that answers its n-th request with ``answer_to(n)``; the whole of it stalls once, at the tenth.
+
+    After `LAST` it answers nothing on that connection (RFC 9112, 9.6).
+    """
     sent: Counter[bytes] = Counter()
     turn = threading.Lock()
 
@@ -35,6 +39,9 @@ def serving(answer_to: Callable[[int], bytes], stall_s: float = 0.0) -> Iterator
                 if not answer:
                     return
                 self.wfile.write(answer)
+                if answer == LAST:
+                    self.rfile.readline()
+                    return
 
     class Server(socketserver.ThreadingTCPServer):
         request_queue_size = 1000
@@ -68,6 +75,14 @@ def test_every_request_is_sent_and_counted_by_what_became_of_it(monkeypatch: pyt
     assert found["errors"] == sent[FAILED] + sent[b""]
     assert found["refusal_server_p50_ms"] == 2.5
     assert found["refusal_client_p50_ms"] > 0.0
+
+
+def test_nothing_is_sent_on_a_connection_after_its_last_answer() -> None:
+    with serving(lambda number: LAST if number % 3 == 2 else OK) as (port, sent):
+        found = open_loop(port, "/recommend", [b"{}"], rate=600, seconds=0.5, seed=1)
+    assert sent[LAST] > 60
+    assert found["errors"] == 0
+    assert found["offered"] * 0.5 == sent.total()
 
 
 def test_arrivals_are_poisson_and_the_same_for_a_seed() -> None:
