@@ -2,10 +2,9 @@
 
 A search joins those that arrive in the same turn of the event loop. A single one runs at once in the event loop, which
 takes less time than a hop to another thread; so do a few on a process with one core, where a thread and the loop would
-take turns. More go to a worker thread as one batch, and those that arrive while all workers are busy form the next
-batch. Encoder and index release the interpreter's lock, so the event loop reads and
-writes while the workers search: the busier the service, the larger its batches and the cheaper each request
-(docs/adr/0014).
+take turns. More go to a worker thread as one batch, and those that arrive while all threads are busy form the next
+batch. Encoder and index release the interpreter's lock, so the event loop reads and writes while the threads search:
+the busier the service, the larger its batches and the cheaper each request (docs/adr/0014).
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from service.retrieval.faiss_retriever import FAISS
 from service.retrieval.retriever import Retriever
 
 THREAD_NAME: Final = "engine"
-_LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
+LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
 _MOST_DEATHS: Final = 5
 _DEATHS_WITHIN_S: Final = 60.0
 
@@ -173,7 +172,7 @@ class MicroBatcher:
     def _take(self) -> _Batch:
         """The oldest waiting searches of one bundle, without those whose callers were cancelled."""
         batch: _Batch = []
-        while self._waiting and len(batch) < _LARGEST_BATCH:
+        while self._waiting and len(batch) < LARGEST_BATCH:
             first = self._waiting[0]
             if batch and first.bundle is not batch[0].bundle:
                 break

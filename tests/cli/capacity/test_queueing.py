@@ -8,6 +8,8 @@ import pytest
 import simpy
 
 from cli.capacity.queueing import (
+    IN_LOOP,
+    LARGEST_BATCH,
     SLICE_MS,
     ServiceTimes,
     _Core,
@@ -18,11 +20,19 @@ from cli.capacity.queueing import (
     wakes_a_request,
 )
 from cli.errors import CapacityError
+from service.recommend import batching
+from service.settings.load import load_settings
 
 TIMES = ServiceTimes(
     loop_ms=0.25, wake_ms=0.05, alone_ms=0.6, batch_ms=0.2, search_ms=0.3, outside_ms=[1.0], variation=0.01
 )
 LOOP = replace(TIMES, loop_ms=1.0, wake_ms=0.0, alone_ms=1e-9, batch_ms=0.0, search_ms=1e-9, outside_ms=[0.0])
+
+
+def test_batches_are_as_large_as_those_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.load.available_cores", lambda: 1)
+    assert load_settings(registry="r").most_in_loop == IN_LOOP
+    assert batching.LARGEST_BATCH == LARGEST_BATCH
 
 
 def test_without_load_a_request_takes_the_sum_of_its_times() -> None:

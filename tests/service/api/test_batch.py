@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,10 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.api.response_models import BatchAnswer
 from service.errors import HistoriesUnavailable
+from service.recommend import batching
 from service.recommend.batch_histories import BatchHistories
-from service.recommend.batching import MicroBatcher
-from service.recommend.engine import SearchJob, SearchResult
+from service.recommend.batching import THREAD_NAME, MicroBatcher
+from service.recommend.engine import SearchJob, SearchResult, run_searches
 from service.recommend.recommender import Recommender
 from service.stores.protocols import Event, HistoryEntry, session_owner
 from service.stores.redis_connection import RedisConnection
@@ -52,6 +54,25 @@ def test_every_member_is_answered_as_if_alone_and_in_order(client: TestClient, b
     assert [answer["strategy"] for answer in body["answers"]] == [
         "sequence", "sequence", "popular", "sequence", "sequence",
     ]  # fmt: skip
+
+
+def test_up_to_four_searches_stay_in_the_event_loop_of_a_process_with_one_core(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def watched(of: Bundle, jobs: Sequence[SearchJob], *others: Any) -> list[SearchResult]:
+        seen.append((len(jobs), threading.current_thread().name == THREAD_NAME))
+        return run_searches(of, jobs, *others)
+
+    monkeypatch.setattr(batching, "run_searches", watched)
+    for cores, in_threads in ((1, {4: False, 5: True}), (4, {1: False, 4: True})):
+        monkeypatch.setattr("service.settings.load.available_cores", lambda count=cores: count)
+        with open_client() as client:
+            for count, in_thread in in_threads.items():
+                seen.clear()
+                batch(client, *[{"items": ["i1"], "k": 3}] * count)
+                assert seen == [(count, in_thread)], cores
 
 
 def test_a_bad_member_gets_the_problem_that_it_would_get_alone(client: TestClient) -> None:
